@@ -1,0 +1,202 @@
+"""Case: an image and whatever is known of it. The currency between data, methods, training and server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import MedsegError, NotFoundError
+from medseg.files import read_json, write_json
+from medseg.weak import WeakLabels, parse_weak
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its labels, each of which may be missing; a missing label is None, never zeros.
+
+    Attributes:
+        id: file name without its image suffix; unique within one list of cases.
+        image: path of the image.
+        label: path of the voxel mask (values 1..N as the method numbers its labels), on the image's grid.
+        regions: path of an integer region mask (lobes, lungs).
+        weak: weak labels.
+        domain: name of the imaging domain, where it is known.
+        patient: cases of one patient never fall on both sides of a split; the case id where nothing is known.
+        dataset: name of the folder the case comes from.
+    """
+
+    id: str
+    image: Path
+    label: Path | None = None
+    regions: Path | None = None
+    weak: WeakLabels | None = None
+    domain: str | None = None
+    patient: str = ""
+    dataset: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.patient:
+            object.__setattr__(self, "patient", self.id)
+
+    def without_label(self) -> Case:
+        """The same case as a method sees it when its mask must not be known."""
+        return replace(self, label=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, paths as strings."""
+        paths = {k: str(getattr(self, k)) if getattr(self, k) else None for k in ("image", "label", "regions")}
+        weak = self.weak.model_dump() if self.weak else None
+        return {
+            "id": self.id,
+            **paths,
+            "weak": weak,
+            "domain": self.domain,
+            "patient": self.patient,
+            "dataset": self.dataset,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Case:
+        """Inverse of `to_dict`."""
+        paths = {k: Path(value[k]) if value.get(k) else None for k in ("label", "regions")}
+        weak = parse_weak(value["weak"], f"case {value['id']}") if value.get("weak") else None
+        known = {k: value.get(k) for k in ("domain",)}
+        return cls(
+            id=value["id"],
+            image=Path(value["image"]),
+            weak=weak,
+            patient=value.get("patient") or "",
+            dataset=value.get("dataset") or "",
+            **paths,
+            **known,
+        )
+
+
+def case_id(path: Path) -> str:
+    """File name without its image suffix: `spine_01.nii.gz` gives `spine_01`.
+
+    Raises:
+        MedsegError: the file has none of `IMAGE_SUFFIXES`.
+    """
+    suffix = image_suffix(path)
+    if suffix is None:
+        raise MedsegError(f"{path} is not an image file medseg reads; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
+    return Path(path).name[: -len(suffix)]
+
+
+def image_suffix(path: Path) -> str | None:
+    """The image suffix of a path, in its own spelling; None where it has none. Hidden files (`._x.nii`) have none."""
+    name = Path(path).name
+    if name.startswith("."):
+        return None
+    return next((name[-len(s) :] for s in IMAGE_SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), None)
+
+
+def patient_of(identifier: str, pattern: str | None) -> str:
+    """The patient id inside a case id.
+
+    Args:
+        identifier: case id.
+        pattern: regular expression; its first group (or the whole match) is the patient. None: the case id itself.
+
+    Raises:
+        MedsegError: the pattern is no regular expression.
+    """
+    if not pattern:
+        return identifier
+    try:
+        match = re.search(pattern, identifier)
+    except re.error as error:
+        raise MedsegError(f"patient pattern {pattern!r} is not a regular expression: {error}") from error
+    if match is None:
+        return identifier
+    return match.group(1) if match.groups() else match.group(0)
+
+
+def load_cases(folders: Path | Sequence[Path], patient_pattern: str | None = None) -> list[Case]:
+    """Read the cases of one or several data sets, in order of their file names.
+
+    Each entry is a folder with `images/` and (optionally) `labels/`, a MONAI Label studies folder, or a JSON file
+    written by `save_cases`. Case ids that occur in several folders get the folder's name in front.
+
+    Raises:
+        NotFoundError: an entry does not exist or holds no image.
+    """
+    folders = [folders] if isinstance(folders, str | Path) else list(folders)
+    per_folder = [_load_folder(Path(folder), patient_pattern) for folder in folders]
+    seen = [case.id for cases in per_folder for case in cases]
+    repeated = {identifier for identifier in seen if seen.count(identifier) > 1}
+    return [
+        replace(case, id=f"{case.dataset}_{case.id}", patient=f"{case.dataset}_{case.patient}")
+        if case.id in repeated
+        else case
+        for cases in per_folder
+        for case in cases
+    ]
+
+
+def save_cases(path: Path, cases: Iterable[Case]) -> Path:
+    """Write cases as JSON; `load_cases` reads the file back."""
+    return write_json(path, [case.to_dict() for case in cases])
+
+
+def _load_folder(folder: Path, pattern: str | None) -> list[Case]:
+    if folder.suffix == ".json" and folder.is_file():
+        return [Case.from_dict(value) for value in read_json(folder)]
+    if not folder.is_dir():
+        raise NotFoundError(f"data folder {folder} does not exist; give a folder with images/ and labels/")
+    plain = folder / "images"
+    cases = _plain_cases(folder, pattern) if plain.is_dir() else _studies_cases(folder, pattern)
+    if not cases:
+        where = plain if plain.is_dir() else folder
+        raise NotFoundError(f"{where} holds no image; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
+    return cases
+
+
+def _files_by_id(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by case id, in order of their names."""
+    if not folder.is_dir():
+        return {}
+    return {case_id(path): path for path in sorted(folder.iterdir()) if path.is_file() and image_suffix(path)}
+
+
+def _plain_cases(folder: Path, pattern: str | None) -> list[Case]:
+    labels, regions = _files_by_id(folder / "labels"), _files_by_id(folder / "regions")
+    return [
+        Case(
+            id=identifier,
+            image=path,
+            label=labels.get(identifier),
+            regions=regions.get(identifier),
+            patient=patient_of(identifier, pattern),
+            dataset=folder.name,
+        )
+        for identifier, path in _files_by_id(folder / "images").items()
+    ]
+
+
+def _studies_cases(folder: Path, pattern: str | None) -> list[Case]:
+    index = read_json(folder / "datastore_v2.json", default={}).get("objects", {})
+    labels, regions = _files_by_id(folder / "labels" / "final"), _files_by_id(folder / "labels" / "regions")
+    cases = []
+    for identifier, path in _files_by_id(folder).items():
+        info = index.get(identifier, {}).get("image", {}).get("info", {})
+        weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+        cases.append(
+            Case(
+                id=identifier,
+                image=path,
+                label=labels.get(identifier),
+                regions=regions.get(identifier),
+                weak=weak,
+                domain=weak.domain if weak else None,
+                patient=info.get("patient") or patient_of(identifier, pattern),
+                dataset=folder.name,
+            )
+        )
+    return cases

@@ -1,0 +1,342 @@
+"""The one interface between a method and everything else.
+
+Training, inference, acquisition, benchmarks, server and reports are written once over `Method`. A new paper is a new
+folder beside this file and one line in `medseg.methods.METHODS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from medseg.cases import Case
+from medseg.errors import MedsegError
+from medseg.metrics.table import segmentation_metrics
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+Sample = dict[str, Any]
+"""What `Method.load` returns: preprocessed tensors of one case on the network's grid, `image` always among them."""
+
+Batch = dict[str, dict[str, torch.Tensor]]
+"""One training batch: stream name -> collated samples, each tensor (B, ...)."""
+
+
+class Supervision(StrEnum):
+    """What a method can learn from."""
+
+    MASKS = "masks"
+    UNLABELLED = "unlabelled"
+    EXTENTS = "extents"
+    ANGLES = "angles"
+    LANDMARKS = "landmarks"
+    DOMAIN = "domain"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source of training samples: its cases, and how many samples of each batch come from it."""
+
+    name: str
+    cases: tuple[Case, ...]
+    per_batch: int
+
+
+@dataclass
+class StepOutput:
+    """Result of one training step: the loss to minimise and its named terms, scalars for people to watch."""
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number with its unit, for example an extent in % or an angle in deg."""
+
+    value: float
+    unit: str
+
+
+@dataclass
+class Prediction:
+    """What a method says of one image, on the grid that the tensors' affine tells.
+
+    Attributes:
+        probabilities: (1 + N, *grid) float, background first; None where the method makes no mask.
+        uncertainty: (1, *grid) float in [0, 1].
+        measurements: named numbers with units.
+        warnings: sentences for the annotator.
+    """
+
+    probabilities: MetaTensor | None
+    uncertainty: MetaTensor | None = None
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    mask: MetaTensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None and self.probabilities is not None:
+            mask = self.probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
+            self.mask = MetaTensor(mask.as_tensor(), affine=self.probabilities.affine)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How much would be learnt from labelling an image.
+
+    Attributes:
+        value: higher is labelled first.
+        why: one phrase for the annotator, with the number ("branches disagree, 0.41").
+        parts: the numbers the value is made of.
+        features: an embedding of the image for diversity; empty where the method has none.
+    """
+
+    value: float
+    why: str
+    parts: dict[str, float] = field(default_factory=dict)
+    features: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings that every method has. A method's own config adds its fields; every default names its source."""
+
+    iterations: int = 6000  # ours: a training round in the app; papers' budgets stand in the presets
+    seed: int = 0
+    scale: float = 1.0  # 0.5 works at half resolution
+    learning_rate: float = 1e-2
+    amp: str = "auto"  # ours: bf16 where the hardware has it, else off; "fp16" uses a gradient scaler
+    workers: int = 0  # ours: preprocessed cases are cached in memory, so loading is cheap
+    cache_gb: float = 4.0  # ours: cap of the in-memory cache of preprocessed cases
+    epoch_iterations: int = 50  # ours: progress, checkpoints and validation happen at the end of an epoch
+    validate_every: int = 0  # epochs between validations during training; 0: only at the end
+    validation_fraction: float = 0.2  # ours: share of patients whose labelled cases are frozen for validation
+    patient_pattern: str | None = None  # regular expression with one group: case id -> patient id
+    init: str | None = None  # safetensors file whose matching layers initialise the network
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values, converting strings to the fields' types.
+
+        Raises:
+            MedsegError: unknown key (with the nearest known ones) or a value of the wrong type.
+        """
+        known = typing.get_type_hints(cls)
+        names = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=3) or sorted(names)
+                raise MedsegError(f"{cls.__name__} has no setting {key!r}; did you mean {', '.join(near)}?")
+        return cls(**{key: _convert(key, value, known[key]) for key, value in values.items()})
+
+    def with_overrides(self, values: Mapping[str, Any]) -> Self:
+        """A copy with some settings changed, checked like `from_dict`."""
+        return self.from_dict({**asdict(self), **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of a benchmark.
+
+    Attributes:
+        name: fixed by the method's card.
+        overrides: settings that differ from the preset.
+        method: train this method instead of the benchmark's own.
+        run: for arms that are not a training (a threshold, a copy, a timing): takes a
+            `medseg.benchmark.arms.ArmContext` and returns its `ArmResult`.
+        in_default: False for arms that run only when they are named.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    run: Callable[[Any], Any] | None = None
+    in_default: bool = True
+
+
+@dataclass(frozen=True)
+class ArmGroup:
+    """Arms that are compared on one metric (`medseg bench METHOD --task NAME`, or the group's name in `--arms`)."""
+
+    arms: tuple[Arm, ...]
+    metric: str
+    higher_is_better: bool = True
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A committed budget of `medseg bench` and `medseg train`.
+
+    Attributes:
+        config: settings that differ from the config's defaults.
+        seeds: number of seeds of the benchmark.
+        arms: arms of the default group that the benchmark runs; empty: all with `in_default`.
+        labelled: labelled training cases; None: all that have a mask.
+        held_out: cases kept for reporting in the benchmark; a float is a share.
+        folds: cross-validation folds; 1: one hold-out set.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    arms: tuple[str, ...] = ()
+    labelled: int | None = None
+    held_out: int | float = 0.2
+    folds: int = 1
+
+
+class Method(ABC):
+    """A way to learn segmentation (or measurements) from cases.
+
+    A subclass sets the class attributes and implements the abstract methods. It never sees files of the server, run
+    folders or devices other than the one its network is on.
+
+    Attributes:
+        config: settings.
+        labels: label name -> index 1..N, contiguous.
+        network: one module that holds everything trainable, built by `build_network`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    supervision: ClassVar[frozenset[Supervision]]
+    config_class: ClassVar[type[MethodConfig]]
+    presets: ClassVar[Mapping[str, Preset]]
+    arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
+    metric: ClassVar[str] = "dice"  # the key quality figure among the values of `evaluate`
+
+    def __init__(self, config: MethodConfig, labels: Mapping[str, int]) -> None:
+        if sorted(labels.values()) != list(range(1, len(labels) + 1)):
+            raise MedsegError(f"labels must be numbered 1..{len(labels)} without gaps, got {dict(labels)}")
+        self.config = config
+        self.labels = dict(labels)
+        self.network = self.build_network()
+
+    @classmethod
+    def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
+        """Fill settings that depend on the data (2D or 3D, spacing). Called once, before a run starts."""
+        return config
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """2 or 3: the number of spatial axes of the images."""
+
+    @abstractmethod
+    def build_network(self) -> nn.Module:
+        """The network, on the CPU, deterministic under torch's current seed."""
+
+    @abstractmethod
+    def streams(self, cases: Sequence[Case]) -> list[Stream]:
+        """Group training cases into streams. Cases without a label have `label is None`.
+
+        Raises:
+            MedsegError: the cases do not suffice to learn from; says what is missing.
+        """
+
+    @abstractmethod
+    def load(self, case: Case) -> Sample:
+        """Read and preprocess one case, deterministically; the result is cached. Absent labels are absent keys."""
+
+    @abstractmethod
+    def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Draw one training sample (crop, augmentation). All randomness comes from `generator`."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, iteration: int) -> StepOutput:
+        """Loss of one batch. Called inside autocast with the network in train mode; `iteration` counts from 0."""
+
+    @abstractmethod
+    def predict(self, loaded: Sample) -> Prediction:
+        """Predict one preprocessed case on the network's grid, with the network in eval mode and without gradient."""
+
+    @abstractmethod
+    def score(self, loaded: Sample) -> Score:
+        """Acquisition score of one preprocessed case; deterministic."""
+
+    def optimizer(self) -> Optimizer:
+        """SGD with momentum, the habit of the semi-supervised literature; methods override it."""
+        return torch.optim.SGD(self.network.parameters(), lr=self.config.learning_rate, momentum=0.9, weight_decay=1e-4)
+
+    def scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        """Learning rate over iterations; constant unless overridden. Stepped once per iteration."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+    def finish(self, prediction: Prediction, case: Case) -> Prediction:
+        """Last step, on the image's own grid: clean the mask, measure. Default: nothing."""
+        return prediction
+
+    def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor) -> dict[str, float]:
+        """Metrics of one case. Default: segmentation metrics of the mask.
+
+        Args:
+            prediction: on the image's own grid.
+            case: the case.
+            truth: (1, *grid) its mask, on the same grid.
+        """
+        assert prediction.mask is not None
+        spacing = tuple(float(s) for s in truth.pixdim)
+        return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), self.labels, spacing)
+
+    def quality(self, metrics: Mapping[str, float]) -> float:
+        """Key quality figure in [0, 1], higher is better; the gate compares models by its mean."""
+        return metrics[self.metric]
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`; strings from the command line and lists from JSON are accepted."""
+    try:
+        return _coerce(value, kind)
+    except (TypeError, ValueError) as error:
+        shown = getattr(kind, "__name__", None) or str(kind)
+        raise MedsegError(f"setting {key} = {value!r} is not of type {shown}") from error
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        return _coerce(value, next(a for a in arguments if a is not type(None)))
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_coerce(item, arguments[0]) for item in items)
+        if len(items) != len(arguments):
+            raise ValueError(f"expected {len(arguments)} values")
+        return tuple(_coerce(item, a) for item, a in zip(items, arguments, strict=True))
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("1", "true", "yes", "on"):
+            return True
+        if str(value).lower() in ("0", "false", "no", "off"):
+            return False
+        raise ValueError("expected true or false")
+    if kind in (int, float):
+        if isinstance(value, bool):
+            raise TypeError("a truth value is no number")
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError("expected a whole number")
+        return kind(value)
+    if kind is str and not isinstance(value, str | Path):
+        raise TypeError("expected text")
+    return kind(value)

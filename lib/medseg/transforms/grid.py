@@ -1,0 +1,105 @@
+"""Moving tensors between grids: the image's own grid, and the grid a network works on.
+
+A grid is a shape and an affine. Everything that is resampled carries its affine along, so a prediction finds back to
+its image whatever the orientation, obliqueness and spacing were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Orientation, SpatialResample
+
+
+def spacing_of(image: MetaTensor) -> tuple[float, ...]:
+    """Voxel size along each spatial axis, in the affine's unit (mm for volumes, px for pictures)."""
+    rank = image.ndim - 1
+    matrix = image.affine[:rank, :rank]
+    return tuple(float(s) for s in torch.linalg.vector_norm(matrix.double(), dim=0))
+
+
+def to_canonical(image: MetaTensor) -> MetaTensor:
+    """Flip and permute the axes of a volume (C, D, H, W) to the nearest RAS order; pictures stay as they are."""
+    return Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(image) if image.ndim == 4 else image
+
+
+def resize(image: MetaTensor, size: Sequence[int], mode: str = "linear") -> MetaTensor:
+    """Resample to another number of voxels over the same field of view (edges aligned).
+
+    Args:
+        image: (C, *grid).
+        size: new grid.
+        mode: "linear", or "label" for whole-number masks: every label is resampled linearly and the largest share
+            wins, which keeps thin structures better than nearest neighbour.
+    """
+    size = tuple(int(s) for s in size)
+    if size == tuple(image.shape[1:]):
+        return image
+    plain = image.as_tensor()
+    if mode == "label":
+        result = _resize_label(plain, size)
+    else:
+        result = _interpolate(plain.float(), size)
+    old = torch.tensor(image.shape[1:], dtype=torch.float64)
+    factor = old / torch.tensor(size, dtype=torch.float64)
+    step = torch.eye(len(size) + 1, dtype=torch.float64)
+    step[:-1, :-1] = torch.diag(factor)
+    step[:-1, -1] = (factor - 1) / 2
+    return MetaTensor(result, affine=image.affine.double() @ step)
+
+
+def size_at(image: MetaTensor, spacing: Sequence[float]) -> tuple[int, ...]:
+    """Number of voxels that cover the image's field of view at `spacing`; at least 1 along each axis."""
+    own = spacing_of(image)
+    return tuple(max(1, round(n * s / t)) for n, s, t in zip(image.shape[1:], own, spacing, strict=True))
+
+
+def to_grid(tensor: MetaTensor, like: MetaTensor, mode: str = "linear") -> MetaTensor:
+    """Resample onto another image's grid by the affines of both.
+
+    Args:
+        tensor: (C, *grid).
+        like: any tensor (C', *grid') with the wanted shape and affine.
+        mode: "linear" or "nearest". Outside the field of view, the nearest value inside is taken for "linear" and 0
+            for "nearest".
+    """
+    shape = tuple(like.shape[1:])
+    if same_grid(tensor, like):
+        return tensor
+    resample = SpatialResample(
+        mode="bilinear" if mode == "linear" else "nearest",
+        padding_mode="border" if mode == "linear" else "zeros",
+        align_corners=False,
+        dtype=torch.float32,
+    )
+    result = resample(tensor, dst_affine=like.affine, spatial_size=shape)
+    plain = result.as_tensor()
+    return MetaTensor(plain if mode == "linear" else plain.round().to(tensor.dtype), affine=like.affine)
+
+
+def same_grid(a: MetaTensor, b: MetaTensor, tolerance: float = 1e-3) -> bool:
+    """Whether two tensors have the same shape and, within `tolerance` of a voxel, the same place in space."""
+    if tuple(a.shape[1:]) != tuple(b.shape[1:]):
+        return False
+    extent = torch.tensor([float(max(a.shape[1:]))])
+    return bool((a.affine.double() - b.affine.double()).abs().max() <= tolerance * max(1.0, float(extent) ** 0.5))
+
+
+def _interpolate(image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    shrinks = len(size) == 2 and any(n < o for n, o in zip(size, image.shape[1:], strict=True))
+    return F.interpolate(image[None], size=size, mode=mode, align_corners=False, antialias=shrinks)[0]
+
+
+def _resize_label(mask: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    best = torch.full((1, *size), -1.0)
+    winner = torch.zeros((1, *size), dtype=mask.dtype)
+    for value in torch.unique(mask).tolist():
+        share = _interpolate((mask == value).float(), size)
+        better = share > best
+        best = torch.where(better, share, best)
+        winner = torch.where(better, torch.tensor(value, dtype=mask.dtype), winner)
+    return winner

@@ -1,0 +1,87 @@
+"""Weak labels: what a reader can say of an image without drawing a mask.
+
+They live in the image info of the datastore under one object, `weak`, and in a `Case`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from medseg.errors import UnusableInputError
+
+Extent = float | tuple[float, float]
+
+
+class WeakLabels(BaseModel):
+    """The schema of the `weak` object.
+
+    Attributes:
+        extent: share of a region that is lesion, by region id or name: a percentage in [0, 100] or [low, high].
+        angles: named angles in degrees.
+        landmarks: named points, in voxel or pixel indices of the image (x, y[, z]) or mm, see `landmark_unit`.
+        domain: name of the imaging domain (scanner, joint, sequence).
+        source: where the labels come from, for example `reader`, `table`, `mask`.
+        by: who made them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    extent: dict[str, Extent] = Field(default_factory=dict)
+    angles: dict[str, float] = Field(default_factory=dict)
+    landmarks: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    landmark_unit: str = "px"
+    domain: str | None = None
+    source: str | None = None
+    by: str | None = None
+
+    @field_validator("extent")
+    @classmethod
+    def _check_extent(cls, extent: dict[str, Extent]) -> dict[str, Extent]:
+        for region, value in extent.items():
+            low, high = value if isinstance(value, tuple) else (value, value)
+            if not 0 <= low <= high <= 100:
+                raise ValueError(f"extent of region {region} is {value}; give a percentage in 0..100 or [low, high]")
+        return extent
+
+    @field_validator("angles")
+    @classmethod
+    def _check_angles(cls, angles: dict[str, float]) -> dict[str, float]:
+        for name, value in angles.items():
+            if not 0 <= value <= 180:
+                raise ValueError(f"angle {name} is {value}; give degrees in 0..180")
+        return angles
+
+    @field_validator("landmarks")
+    @classmethod
+    def _check_landmarks(cls, landmarks: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, point in landmarks.items():
+            if len(point) not in (2, 3):
+                raise ValueError(f"landmark {name} has {len(point)} coordinates; give x, y or x, y, z")
+        return landmarks
+
+    @field_validator("landmark_unit")
+    @classmethod
+    def _check_unit(cls, unit: str) -> str:
+        if unit not in ("px", "mm"):
+            raise ValueError(f"landmark_unit is {unit!r}; give 'px' or 'mm'")
+        return unit
+
+
+def parse_weak(value: Any, where: str) -> WeakLabels:
+    """Validate a `weak` object.
+
+    Args:
+        value: the decoded JSON object.
+        where: what the object belongs to, named in the error ("image la_003", "extents.csv line 4").
+
+    Raises:
+        UnusableInputError: names the place, the field and the reason.
+    """
+    try:
+        return WeakLabels.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "weak"
+        raise UnusableInputError(f"{where}: weak label field {field!r}: {first['msg']}") from error
