@@ -1,0 +1,105 @@
+"""Query strategies: the order in which unlabelled images are offered. Pure functions; leases and files are elsewhere.
+
+Every strategy takes candidates and returns all of them, best first, each with a reason that the annotator reads. Images
+without a score come after those with one, in the stable random order of `random_order`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+DIVERSE_PICKS = 50  # ours: farthest-first is quadratic; nobody labels more than 50 images between two scorings
+RANDOM_WHY = "random order"
+UNSCORED_WHY = "not scored yet, random order"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An unlabelled image; `value` is None where it has no score of the present model."""
+
+    id: str
+    value: float | None = None
+    why: str = ""
+    features: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A place in the ranking: the image, the value it was ranked by, and the reason for the annotator."""
+
+    id: str
+    value: float | None
+    why: str
+
+
+def first(candidates: Sequence[Candidate]) -> list[Scored]:
+    """By name: for reading through a study in order."""
+    return [Scored(c.id, None, "next in the order of names") for c in sorted(candidates, key=lambda c: c.id)]
+
+
+def random_order(candidates: Sequence[Candidate], seed: int = 0, why: str = RANDOM_WHY) -> list[Scored]:
+    """By a hash of seed and id: random to the eye, and the same after a restart or when images come and go."""
+    return [Scored(c.id, None, why) for c in sorted(candidates, key=lambda c: _draw(c.id, seed))]
+
+
+def by_score(candidates: Sequence[Candidate], seed: int = 0) -> list[Scored]:
+    """Highest value first; equal values in the stable random order, then the images without a score."""
+    scored = [c for c in candidates if c.value is not None]
+    rest = [c for c in candidates if c.value is None]
+    scored.sort(key=lambda c: (-float(c.value or 0.0), _draw(c.id, seed)))
+    return [Scored(c.id, c.value, c.why) for c in scored] + random_order(rest, seed, UNSCORED_WHY)
+
+
+def diverse(
+    candidates: Sequence[Candidate], covered: Sequence[Sequence[float]] = (), weight: float = 1.0, seed: int = 0
+) -> list[Scored]:
+    """Farthest-first on features, weighed against the score.
+
+    Picks one image after the other with the largest `rank of its value in [0, 1] + weight * distance / largest
+    distance`, the distance being that to the nearest image already picked or labelled (core-set greedy of Sener and
+    Savarese, ICLR 2018, with the value added: ours). Without features this is `by_score`.
+
+    Args:
+        candidates: images; only those with a value and features of the common length take part, the others follow.
+        covered: features of images that are labelled.
+        weight: how much distance counts against the value; 0 is `by_score`.
+        seed: of the stable random order.
+    """
+    order = by_score(candidates, seed)
+    by_id = {c.id: c for c in candidates}
+    length = max((len(c.features) for c in candidates), default=0)
+    pool = [s.id for s in order if s.value is not None and len(by_id[s.id].features) == length]
+    if not length or len(pool) < 2:
+        return order
+    features = np.asarray([by_id[i].features for i in pool], dtype=np.float64)
+    ranks = np.linspace(1.0, 0.0, len(pool))  # the pool is in order of value
+    distances = _distance_to([f for f in covered if len(f) == length], features)
+    picks: list[int] = []
+    for _ in range(min(len(pool), DIVERSE_PICKS)):
+        finite = np.where(np.isinf(distances), 1.0, distances)
+        gain = ranks + weight * finite / max(float(finite.max()), 1e-12)
+        gain[picks] = -np.inf
+        picks.append(int(gain.argmax()))
+        distances = np.minimum(distances, np.linalg.norm(features - features[picks[-1]], axis=1))
+    chosen = {pool[p] for p in picks}
+    places = {scored.id: scored for scored in order}
+    front = [places[pool[p]] for p in picks]
+    told = 0 if covered else 1  # the first pick is unlike nothing
+    front[told:] = [replace(scored, why=f"{scored.why}; unlike the images already chosen") for scored in front[told:]]
+    return front + [scored for scored in order if scored.id not in chosen]
+
+
+def _distance_to(covered: Sequence[Sequence[float]], features: np.ndarray) -> np.ndarray:
+    """Distance of each row of features (n, d) to the nearest covered one; infinite where nothing is covered: (n,)."""
+    distances = np.full(len(features), np.inf)
+    for row in covered:
+        distances = np.minimum(distances, np.linalg.norm(features - np.asarray(row, dtype=np.float64), axis=1))
+    return distances
+
+
+def _draw(identifier: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{identifier}".encode()).digest()

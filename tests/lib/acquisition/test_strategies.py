@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order
+
+
+def ids(scored: list) -> list[str]:
+    return [s.id for s in scored]
+
+
+def test_first_is_the_order_of_names() -> None:
+    assert ids(first([Candidate("b"), Candidate("a"), Candidate("c")])) == ["a", "b", "c"]
+
+
+def test_random_order_is_stable_and_depends_on_the_seed() -> None:
+    images = [Candidate(f"i{n}") for n in range(20)]
+
+    order = ids(random_order(images, seed=1))
+
+    assert order == ids(random_order(images[::-1], seed=1))
+    assert order != ids(random_order(images, seed=2))
+    assert order != ids(first(images))
+
+
+def test_random_order_of_the_rest_does_not_move_when_an_image_is_labelled() -> None:
+    images = [Candidate(f"i{n}") for n in range(10)]
+    order = ids(random_order(images))
+
+    assert ids(random_order([c for c in images if c.id != order[3]])) == order[:3] + order[4:]
+
+
+def test_by_score_puts_high_values_first_and_unscored_last() -> None:
+    images = [Candidate("low", 0.1, "x"), Candidate("none"), Candidate("high", 0.9, "branches disagree, 0.90")]
+
+    ranked = by_score(images)
+
+    assert ids(ranked) == ["high", "low", "none"]
+    assert ranked[0].why == "branches disagree, 0.90"
+    assert "not scored" in ranked[2].why
+
+
+def test_by_score_ranks_zero_above_unscored() -> None:
+    assert ids(by_score([Candidate("none"), Candidate("zero", 0.0)])) == ["zero", "none"]
+
+
+def test_diverse_takes_the_far_image_before_the_twin_of_the_best() -> None:
+    images = [
+        Candidate("best", 0.9, "a", (0.0, 0.0)),
+        Candidate("twin", 0.89, "a", (0.01, 0.0)),
+        Candidate("far", 0.5, "a", (1.0, 1.0)),
+        Candidate("near", 0.4, "a", (0.1, 0.0)),
+    ]
+
+    assert ids(by_score(images))[:2] == ["best", "twin"]
+    assert ids(diverse(images))[:2] == ["best", "far"]
+
+
+def test_diverse_keeps_away_from_labelled_images() -> None:
+    images = [Candidate("a", 0.9, "", (0.0,)), Candidate("b", 0.8, "", (5.0,))]
+
+    assert ids(diverse(images, covered=[(0.0,)], weight=2.0)) == ["b", "a"]
+
+
+def test_diverse_with_weight_zero_is_the_order_of_values() -> None:
+    images = [Candidate(f"i{n}", value=n / 10, features=(float(n % 3),)) for n in range(10)]
+
+    assert ids(diverse(images, weight=0.0)) == ids(by_score(images))
+
+
+@pytest.mark.parametrize("features", [(), (1.0,)])
+def test_diverse_returns_every_image_once(features: tuple[float, ...]) -> None:
+    images = [Candidate(f"i{n}", n / 100 if n % 2 else None, "", features) for n in range(120)]
+
+    assert sorted(ids(diverse(images))) == sorted(c.id for c in images)
+
+
+def test_strategies_take_an_empty_pool() -> None:
+    assert first([]) == random_order([]) == by_score([]) == diverse([]) == []
