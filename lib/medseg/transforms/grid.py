@@ -39,10 +39,7 @@ def resize(image: MetaTensor, size: Sequence[int], mode: str = "linear") -> Meta
     if size == tuple(image.shape[1:]):
         return image
     plain = image.as_tensor()
-    if mode == "label":
-        result = _resize_label(plain, size)
-    else:
-        result = _interpolate(plain.float(), size)
+    result = _resize_label(plain, size) if mode == "label" else _interpolate(plain.float(), size)
     old = torch.tensor(image.shape[1:], dtype=torch.float64)
     factor = old / torch.tensor(size, dtype=torch.float64)
     step = torch.eye(len(size) + 1, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Reading and writing images, in one convention: channel first, axes (x, y[, z]), RAS affine.
 
-nibabel reads NIfTI, SimpleITK the other volume formats, Pillow the pictures. MONAI's `LoadImage` is not used because its
-ITK reader takes five seconds to import and because a damaged file must end in one sentence that names it.
+nibabel reads NIfTI, SimpleITK the other volume formats, Pillow the pictures. MONAI's `LoadImage` is not used because
+its ITK reader takes five seconds to import and because a damaged file must end in one sentence that names it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,284 @@
+"""What patch-based segmentation methods share, in 2D and 3D: loading, cropping, augmentation, sliding window.
+
+A method adds its network, its streams and its training step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import (
+    Compose,
+    KeepLargestConnectedComponent,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandRotate90d,
+    RandScaleIntensityd,
+)
+
+from medseg.cases import Case
+from medseg.errors import MedsegError, UnusableInputError
+from medseg.methods.base import Method, MethodConfig, Prediction, Sample
+from medseg.transforms.grid import resize, same_grid, size_at, spacing_of, to_canonical, to_grid
+from medseg.transforms.io import read_image, read_mask
+
+AUGMENTATIONS = ("none", "flips", "strong")
+
+
+@dataclass(frozen=True)
+class PatchConfig(MethodConfig):
+    """Settings of patch-based methods. Lengths are in voxels of the network's grid."""
+
+    dimension: int = 0  # 2 or 3; 0: taken from the first image
+    channels: int = 0  # image channels; 0: taken from the first image
+    spacing: tuple[float, ...] | None = None  # working voxel size, mm (px for pictures); None: each image's own
+    patch: tuple[int, ...] = (112, 112, 80)  # CAML card sec. 5
+    labelled_batch: int = 2  # CAML card sec. 5
+    foreground_crops: float = 0.5  # ours: share of labelled crops centred on foreground, so small organs are seen
+    augmentation: str = "flips"  # CAML card sec. 5: in-plane rotations by 90 degrees and flips, no intensity change
+    overlap: float = 0.5  # ours: Gaussian weights at 0.5 cost a fifth of the released stride at equal Dice
+    window_batch: int = 4  # ours: windows per forward pass in inference
+    largest_component: bool = False  # CAML card sec. 5: off in the published figures
+    lr_schedule: str = "constant"  # CAML card sec. 5; "poly" and "cosine" decay to 0 at the last iteration
+
+    def __post_init__(self) -> None:
+        if self.augmentation not in AUGMENTATIONS:
+            raise MedsegError(f"augmentation = {self.augmentation!r} is unknown; choose one of {AUGMENTATIONS}")
+        if self.lr_schedule not in ("constant", "poly", "cosine"):
+            raise MedsegError(f"lr_schedule = {self.lr_schedule!r} is unknown; choose constant, poly or cosine")
+        if not 0 <= self.overlap < 1:
+            raise MedsegError(f"overlap = {self.overlap} is outside [0, 1)")
+        if not 0 < self.scale <= 4:
+            raise MedsegError(f"scale = {self.scale} is outside (0, 4]; 0.5 is half resolution")
+        if min(self.patch) < 1 or self.labelled_batch < 1 or self.iterations < 1:
+            raise MedsegError("patch, labelled_batch and iterations must be positive")
+
+
+class PatchMethod(Method):
+    """Base of methods that segment by patches. `self.network(x)` in eval mode must return logits (B, 1 + N, *patch)."""
+
+    config: PatchConfig
+
+    @classmethod
+    def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
+        """Take 2D or 3D and the number of channels from the first readable image; fit the patch's length to it."""
+        assert isinstance(config, PatchConfig)
+        image = _first_readable(cases)
+        dimension = config.dimension or image.ndim - 1
+        patch = config.patch
+        if len(patch) == 3 and dimension == 2:
+            patch = (max(patch), max(patch))  # the default patch is three-dimensional
+        if len(patch) != dimension:
+            raise MedsegError(f"patch {patch} has {len(patch)} lengths but the images have {dimension} axes")
+        return config.with_overrides(
+            {"dimension": dimension, "channels": config.channels or image.shape[0], "patch": patch}
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Spatial axes."""
+        return self.config.dimension
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return 1 + len(self.labels)
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def load(self, case: Case) -> Sample:
+        """Read a case onto the network's grid: RAS, working spacing, z-score over the whole volume (CAML card sec. 5).
+
+        Returns:
+            `image` (C, *grid) float32 and, where there is a mask, `label` (1, *grid) uint8; both with affine.
+
+        Raises:
+            UnusableInputError: the image has other axes or channels than the method was made for, or its mask has
+                values that are no label.
+        """
+        original = read_image(case.image)
+        self._check_image(case, original)
+        image = to_canonical(original)
+        size = self._working_size(image)
+        loaded: Sample = {"image": normalise(resize(image, size))}
+        if case.label is not None:
+            mask = to_canonical(self._read_label(case, original))
+            small = resize(mask, size, mode="label")
+            loaded["label"] = MetaTensor(small.as_tensor().to(torch.uint8), affine=small.affine)
+        return loaded
+
+    def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Crop one patch and augment it, image and label alike."""
+        tensors = {key: loaded[key].as_tensor() for key in ("image", "label") if key in loaded}
+        tensors = random_crop(tensors, self.config.patch, self.config.foreground_crops, generator)
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+        return augment(tensors, self.config.augmentation, self.dimension, seed)
+
+    # -- inference -------------------------------------------------------------------------------------------------
+
+    def predict(self, loaded: Sample) -> Prediction:
+        """Sliding window over the whole volume; class probabilities are averaged, not logits (CAML card sec. 5)."""
+        probabilities = self.slide(loaded["image"], lambda windows: torch.softmax(self.network(windows).float(), dim=1))
+        return Prediction(
+            probabilities=MetaTensor(probabilities, affine=loaded["image"].affine),
+            uncertainty=MetaTensor(normalised_entropy(probabilities), affine=loaded["image"].affine),
+        )
+
+    def slide(self, image: MetaTensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Apply `function` (B, C, *patch) -> (B, K, *patch) over all windows of an image (C, *grid).
+
+        Returns:
+            (K, *grid) float32 on the CPU: Gaussian-weighted mean over overlapping windows.
+        """
+        device = next(self.network.parameters()).device
+        inferer = SlidingWindowInferer(
+            roi_size=self.config.patch,
+            sw_batch_size=self.config.window_batch,
+            overlap=self.config.overlap,
+            mode="gaussian",
+            device=device,
+        )
+        batch = image.as_tensor()[None].to(device)
+        return inferer(batch, function)[0].float().cpu()  # type: ignore[union-attr]
+
+    def finish(self, prediction: Prediction, case: Case) -> Prediction:
+        """Keep the largest component of every label, where the config asks for it."""
+        if self.config.largest_component and prediction.mask is not None:
+            keep = KeepLargestConnectedComponent(applied_labels=list(self.labels.values()), independent=True)
+            prediction.mask = MetaTensor(keep(prediction.mask).as_tensor(), affine=prediction.mask.affine)
+        return prediction
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Constant, polynomial (power 0.9) or cosine decay over the run's iterations."""
+        total = self.config.iterations
+        rules: dict[str, Callable[[int], float]] = {
+            "constant": lambda _: 1.0,
+            "poly": lambda t: (1 - min(t, total) / total) ** 0.9,
+            "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * min(t, total) / total)),
+        }
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, rules[self.config.lr_schedule])
+
+    # -- details ---------------------------------------------------------------------------------------------------
+
+    def _check_image(self, case: Case, image: MetaTensor) -> None:
+        if image.ndim - 1 != self.dimension:
+            raise UnusableInputError(
+                f"image {case.id} has {image.ndim - 1} axes, but this model was made for {self.dimension}D images"
+            )
+        if image.shape[0] != self.config.channels:
+            raise UnusableInputError(
+                f"image {case.id} has {image.shape[0]} channels, but this model was made for {self.config.channels}"
+            )
+
+    def _working_size(self, image: MetaTensor) -> tuple[int, ...]:
+        spacing = self.config.spacing or spacing_of(image)
+        if len(spacing) != self.dimension:
+            raise MedsegError(f"spacing {spacing} has {len(spacing)} values but the images have {self.dimension} axes")
+        return size_at(image, [s / self.config.scale for s in spacing])
+
+    def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
+        assert case.label is not None
+        mask = read_mask(case.label)
+        if mask.ndim != image.ndim:
+            raise UnusableInputError(f"mask of {case.id} has {mask.ndim - 1} axes, its image {image.ndim - 1}")
+        if int(mask.max()) > len(self.labels):
+            raise UnusableInputError(
+                f"mask of {case.id} holds label {int(mask.max())}, but the labels are {self.labels}; remap the mask"
+            )
+        return mask if same_grid(mask, image) else to_grid(mask, image, mode="nearest")
+
+
+def normalise(image: MetaTensor) -> MetaTensor:
+    """z-score of every channel over the whole image; a constant channel becomes zeros."""
+    plain = image.as_tensor().float()
+    axes = tuple(range(1, plain.ndim))
+    spread = plain.std(dim=axes, keepdim=True, unbiased=False).clamp_min(1e-6)
+    return MetaTensor((plain - plain.mean(dim=axes, keepdim=True)) / spread, affine=image.affine)
+
+
+def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy of (K, *grid) class probabilities divided by ln K: (1, *grid) in [0, 1]."""
+    entropy = -(probabilities * probabilities.clamp_min(1e-8).log()).sum(dim=0, keepdim=True)
+    return (entropy / math.log(probabilities.shape[0])).clamp(0, 1)
+
+
+def random_crop(
+    tensors: dict[str, torch.Tensor], patch: Sequence[int], foreground: float, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """The same random patch from all tensors (C, *grid); smaller grids are padded with zeros at both ends.
+
+    With probability `foreground` the patch is centred, as far as the border allows, on a random voxel of the label.
+    """
+    tensors = {key: _pad(value, patch) for key, value in tensors.items()}
+    grid = next(iter(tensors.values())).shape[1:]
+    starts = [int(torch.randint(n - p + 1, (1,), generator=generator)) for n, p in zip(grid, patch, strict=True)]
+    if "label" in tensors and float(torch.rand(1, generator=generator)) < foreground:
+        voxels = torch.nonzero(tensors["label"][0])
+        if len(voxels):
+            centre = voxels[int(torch.randint(len(voxels), (1,), generator=generator))].tolist()
+            starts = [min(max(c - p // 2, 0), n - p) for c, p, n in zip(centre, patch, grid, strict=True)]
+    window = (slice(None), *(slice(s, s + p) for s, p in zip(starts, patch, strict=True)))
+    return {key: value[window] for key, value in tensors.items()}
+
+
+def augment(tensors: dict[str, torch.Tensor], kind: str, dimension: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random flips and quarter turns in the plane; "strong" adds affine, contrast, noise and blur.
+
+    The same `seed` gives the same result, whatever was drawn before.
+    """
+    if kind == "none":
+        return {key: value.contiguous() for key, value in tensors.items()}
+    keys = list(tensors)
+    steps = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(2)]
+    steps += [RandRotate90d(keys, prob=0.75, max_k=3)] if tensors[keys[0]].shape[1] == tensors[keys[0]].shape[2] else []
+    if kind == "strong":
+        steps += _strong_steps(keys, dimension)
+    transform = Compose(steps).set_random_state(seed=seed)
+    result = transform(dict(tensors))
+    return {
+        key: torch.as_tensor(result[key].as_tensor() if isinstance(result[key], MetaTensor) else result[key])
+        .to(tensors[key].dtype)
+        .contiguous()
+        for key in keys
+    }
+
+
+def _strong_steps(keys: list[str], dimension: int) -> list[object]:
+    """Ours: moderate ranges in the spirit of nnU-Net's defaults, for very few labelled cases."""
+    turn = (0.0, 0.0, 0.26) if dimension == 3 else (0.26,)  # radians, about 15 degrees in the plane
+    modes = ["bilinear" if key == "image" else "nearest" for key in keys]
+    return [
+        RandAffined(
+            keys, prob=0.5, rotate_range=turn, scale_range=(0.15,) * dimension, mode=modes, padding_mode="border"
+        ),
+        RandGaussianNoised("image", prob=0.15, std=0.1),
+        RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
+        RandScaleIntensityd("image", prob=0.3, factors=0.25),
+        RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+    ]
+
+
+def _pad(tensor: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    missing = [max(p - n, 0) for n, p in zip(tensor.shape[1:], patch, strict=True)]
+    if not any(missing):
+        return tensor
+    pads = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]
+    return torch.nn.functional.pad(tensor, pads)
+
+
+def _first_readable(cases: Sequence[Case]) -> MetaTensor:
+    errors: list[MedsegError] = []
+    for case in cases:
+        try:
+            return read_image(case.image)
+        except MedsegError as error:  # a damaged first file must not stop a run that has others
+            errors.append(error)
+    raise errors[0] if errors else MedsegError("there is no image to learn from")

@@ -1,0 +1,100 @@
+"""What people see while a run goes on: `progress.json`, log lines, and a bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from tqdm import tqdm
+
+from medseg.files import write_json
+from medseg.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Reports one run. Only the first process of several should have one.
+
+    Args:
+        folder: the run.
+        iterations: total.
+        epoch_iterations: iterations per epoch.
+        every: least seconds between two writes of `progress.json`.
+    """
+
+    def __init__(self, folder: RunFolder, iterations: int, epoch_iterations: int, every: float = 1.0) -> None:
+        self.folder, self.iterations, self.epoch_iterations, self.every = folder, iterations, epoch_iterations, every
+        self.content: dict[str, Any] = {
+            "state": "running",
+            "epoch": 0,
+            "epochs": -(-iterations // epoch_iterations),
+            "iteration": 0,
+            "iterations": iterations,
+            "terms": {},
+            "eta_seconds": None,
+            "validation": None,
+            "error": None,
+            "skipped": [],
+        }
+        self._written = 0.0
+        self._started = time.monotonic()
+        self._start_iteration = 0
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, iteration: int) -> None:
+        """Training begins at `iteration` (not 0 when it resumes)."""
+        self._started, self._start_iteration = time.monotonic(), iteration
+        self._bar = tqdm(total=self.iterations, initial=iteration, unit="it", disable=not sys.stderr.isatty())
+        self.iteration(iteration, {})
+
+    def iteration(self, done: int, terms: dict[str, float]) -> None:
+        """`done` iterations are finished; `terms` are the latest loss terms."""
+        elapsed = time.monotonic() - self._started
+        speed = (done - self._start_iteration) / elapsed if done > self._start_iteration else 0.0
+        self.content.update(
+            iteration=done,
+            epoch=min(self.content["epochs"], -(-done // self.epoch_iterations)),
+            eta_seconds=round((self.iterations - done) / speed, 1) if speed else None,
+        )
+        if terms:
+            self.content["terms"] = {name: round(value, 5) for name, value in terms.items()}
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix(self.content["terms"], refresh=False)
+        if time.monotonic() - self._written > self.every:
+            self.write()
+
+    def seconds(self, before: float) -> float:
+        """Seconds of training so far, `before` those of earlier starts."""
+        return before + time.monotonic() - self._started
+
+    def epoch(self) -> None:
+        """Log the line of a finished epoch."""
+        c = self.content
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in c["terms"].items())
+        eta = f"{c['eta_seconds']:.0f} s left" if c["eta_seconds"] is not None else ""
+        shown = f", validation {c['validation']['quality']:.4f}" if c["validation"] else ""
+        log.info("epoch %d/%d iteration %d/%d: %s%s, %s", c["epoch"], c["epochs"], c["iteration"], c["iterations"],
+                 terms, shown, eta)  # fmt: skip
+        self.write()
+
+    def update(self, **changes: Any) -> None:
+        """Change entries and write at once."""
+        self.content.update(changes)
+        self.write()
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """The run ended: "done", "stopped" or "failed"."""
+        if self._bar is not None:
+            self._bar.close()
+        self.update(state=state, error=error, eta_seconds=0.0 if state == "done" else None)
+
+    def write(self) -> None:
+        """Write `progress.json`."""
+        self._written = time.monotonic()
+        self.content["updated"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(self.folder.progress, self.content)

@@ -1,0 +1,472 @@
+"""One training run, from cases to a model folder.
+
+    python -m medseg train caml --data DIR --out OUT                                              one device
+    torchrun --standalone --nproc-per-node 4 -m medseg train caml --data DIR --out OUT            four GPUs
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 -m medseg train ...         two machines
+
+The loop is ignite's; a method only gives `training_step`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from medseg.cases import Case
+from medseg.errors import MedsegError
+from medseg.files import read_json, write_json
+from medseg.inference.evaluation import Evaluation, evaluate
+from medseg.inference.model_folder import describe, save_model
+from medseg.inference.predictor import Predictor
+from medseg.methods import method_class
+from medseg.methods.base import Batch, Method, MethodConfig, StepOutput
+from medseg.networks.precision import amp_dtype, autocast
+from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from medseg.training.data import CaseCache, IterationDataset, iteration_loader, readable
+from medseg.training.initial import load_initial
+from medseg.training.progress import Progress
+from medseg.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+READ_TERMS_EVERY = 10
+"""Iterations between two readings of the loss: reading waits for the GPU."""
+
+FREE_SETTINGS = ("iterations", "workers", "cache_gb", "validate_every", "epoch_iterations")
+"""Settings that may change when a run resumes."""
+
+
+class TrainingStoppedError(MedsegError):
+    """The run was asked to stop; its checkpoint is written and `--resume` continues it."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that defines a run.
+
+    Attributes:
+        method: name in the table of methods.
+        config: settings.
+        labels: label name -> index.
+        training: labelled and unlabelled cases to learn from.
+        validation: labelled cases that never train.
+        out: run folder.
+        device: "cpu", "cuda", "cuda:1"; None: a GPU where there is one.
+        resume: continue from the checkpoint in `out`, if there is one.
+        watch_pids: the run stops, with a checkpoint, when one of these processes is gone.
+    """
+
+    method: str
+    config: MethodConfig
+    labels: dict[str, int]
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    out: Path
+    device: str | None = None
+    resume: bool = False
+    watch_pids: tuple[int, ...] = ()
+
+
+class TrainingStep(nn.Module):
+    """A method's training step as a module, so that DDP sees forward and loss as one call."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.network = method.network
+        self._step = method.training_step
+
+    def forward(self, batch: Batch, iteration: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and terms of one batch."""
+        output: StepOutput = self._step(batch, iteration)
+        return output.loss, output.terms
+
+
+def train(job: TrainingJob) -> dict[str, Any]:
+    """Run a job to its end.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        MedsegError: one sentence that says what was wrong; `progress.json` holds it too.
+        ConflictError: another process holds the run folder.
+        TrainingStoppedError: asked to stop (signal, or a watched process is gone).
+    """
+    folder = RunFolder(job.out)
+    device = pick_device(job.device)
+    with process_group(device):
+        lock = folder.locked() if idist.get_rank() == 0 else contextlib.nullcontext()
+        with lock:
+            run = Run(job, folder, device)
+            try:
+                return run.execute()
+            except TrainingStoppedError as error:
+                run.report_end("stopped", str(error))
+                raise
+            except Exception as error:
+                sentence = explain(error, job.config)
+                run.report_end("failed", sentence)
+                if isinstance(error, MedsegError):
+                    raise
+                raise MedsegError(sentence) from error
+
+
+class Run:
+    """State of one run while it executes."""
+
+    def __init__(self, job: TrainingJob, folder: RunFolder, device: torch.device) -> None:
+        self.job, self.folder, self.device = job, folder, device
+        self.main = idist.get_rank() == 0
+        config = job.config
+        self.progress = Progress(folder, config.iterations, config.epoch_iterations) if self.main else None
+        self.history: list[dict[str, Any]] = []
+        self.stop_reason: str | None = None
+        self.seconds_before = 0.0
+
+    def execute(self) -> dict[str, Any]:
+        """Prepare, loop, save, validate."""
+        if self.job.resume and (finished := self._finished()):
+            return finished
+        if self.progress:
+            self.progress.write()
+        self._prepare()
+        start = self._restore() if self.job.resume else 0
+        began = time.monotonic()
+        with stop_signals(self):
+            self._loop(start)
+        seconds = self.seconds_before + time.monotonic() - began
+        return self._conclude(seconds)
+
+    def report_end(self, state: str, error: str) -> None:
+        """Leave the reason where people look."""
+        if self.progress:
+            self.progress.end(state, error)
+
+    # -- preparation -----------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        job = self.job
+        kind = method_class(job.method)
+        config = kind.fit_config(job.config, job.training)
+        torch.manual_seed(config.seed)
+        self.method = kind(config, job.labels)
+        if config.init:
+            load_initial(self.method.network, Path(config.init))
+        self.cache = CaseCache(self.method, config.cache_gb)
+        log.info("reading %d training and %d validation cases", len(job.training), len(job.validation))
+        training, skipped = readable(self.cache, job.training)
+        validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation)
+        self.training, self.validation = tuple(training), tuple(validation)
+        self.skipped = skipped + skipped_validation
+        if self.progress:
+            self.progress.update(skipped=self.skipped)
+        self._build(self.method.streams(self.training))
+
+    def _build(self, streams: list[Any]) -> None:
+        for stream in streams:
+            log.info("stream %s: %d cases, %d samples per batch", stream.name, len(stream.cases), stream.per_batch)
+        config = self.method.config
+        shard = (idist.get_rank(), idist.get_world_size())
+        self.dataset = IterationDataset(self.method, streams, self.cache, config.seed, shard)
+        self.method.network.to(self.device).train()
+        self.optimizer = self.method.optimizer()
+        self.scheduler = self.method.scheduler(self.optimizer)
+        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            self.device.type, enabled=amp_dtype(config.amp, self.device) is torch.float16
+        )
+        step: nn.Module = TrainingStep(self.method)
+        if idist.get_world_size() > 1:
+            if self.device.type == "cuda":
+                step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
+            devices = [self.device.index] if self.device.type == "cuda" else None
+            step = nn.parallel.DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
+        self.step = step
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _loop(self, start: int) -> None:
+        config = self.method.config
+        if start >= config.iterations:
+            return
+        if idist.get_world_size() > 1 and start == 0:
+            torch.manual_seed(config.seed + idist.get_rank())  # dropout must differ between processes
+        engine = Engine(self._update)
+        epochs = -(-config.iterations // config.epoch_iterations)
+        engine.load_state_dict({"iteration": start, "max_epochs": epochs, "epoch_length": config.epoch_iterations})
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        if self.progress:
+            self.progress.start(start)
+        loader = iteration_loader(self.dataset, start, config.workers)
+        engine.run(loader, max_epochs=epochs, epoch_length=config.epoch_iterations)
+        if self.stop_reason:
+            raise TrainingStoppedError(
+                f"training stopped at iteration {engine.state.iteration} of {config.iterations} because "
+                f"{self.stop_reason}; its checkpoint is kept, resume continues it"
+            )
+
+    def _update(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimisation step; `engine.state.iteration` is already the number of this step, from 1."""
+        batch = {
+            name: {key: value.to(self.device, non_blocking=True) for key, value in sample.items()}
+            for name, sample in batch.items()
+        }
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.method.config.amp, self.device):
+            loss, terms = self.step(batch, engine.state.iteration - 1)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return {"loss": loss.detach(), **terms}
+
+    def _after_iteration(self, engine: Engine) -> None:
+        done, config = engine.state.iteration, self.method.config
+        epoch_ends = done % config.epoch_iterations == 0 or done >= config.iterations
+        if epoch_ends or done % READ_TERMS_EVERY == 0:
+            self._read_terms(done, engine.state.output)  # type: ignore[arg-type]
+        elif self.progress:
+            self.progress.iteration(done, {})
+        if epoch_ends:
+            self._after_epoch(done)
+        self._watch()
+        if self.stop_reason and done < config.iterations and not epoch_ends:
+            self._save_checkpoint(done)
+        if self.stop_reason or done >= config.iterations:
+            engine.terminate()
+
+    def _read_terms(self, done: int, output: dict[str, torch.Tensor]) -> None:
+        values = torch.stack([value.float().mean() for value in output.values()])
+        if idist.get_world_size() > 1:
+            values = idist.all_reduce(values) / idist.get_world_size()  # type: ignore[assignment,operator]
+        terms = dict(zip(output, values.tolist(), strict=True))
+        wrong = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
+        if wrong:
+            raise MedsegError(
+                f"{', '.join(wrong)} became NaN or infinite near iteration {done}; lower learning_rate "
+                f"(now {self.method.config.learning_rate:g}) or set amp=off; the checkpoint before it is kept"
+            )
+        self.history.append({"iteration": done, **terms})
+        if self.progress:
+            self.progress.iteration(done, terms)
+
+    def _after_epoch(self, done: int) -> None:
+        config = self.method.config
+        epoch = -(-done // config.epoch_iterations)
+        if config.validate_every and epoch % config.validate_every == 0 and done < config.iterations:
+            self._validate(done)
+        self._save_checkpoint(done)
+        if self.progress:
+            self.progress.epoch()
+
+    def _validate(self, done: int) -> Evaluation | None:
+        """Evaluate on the validation cases, on the first process; the others wait."""
+        result = None
+        if self.main and self.validation:
+            state = random_state()
+            result = evaluate(Predictor(self.method, str(self.device)), self.validation)
+            self.method.network.train()
+            set_random_state(state)  # watching a run must not change it
+            summary = {"iteration": done, "quality": result.quality, **result.mean}
+            self.history.append({"iteration": done, "validation": result.quality})
+            assert self.progress is not None
+            self.progress.update(validation=summary)
+        if idist.get_world_size() > 1:
+            idist.barrier()
+        return result
+
+    def _watch(self) -> None:
+        gone = next((pid for pid in self.job.watch_pids if not alive(pid)), None)
+        if gone is not None:
+            self.stop_reason = f"process {gone}, which asked for it, is gone"
+        if idist.get_world_size() > 1:  # all processes must stop at the same iteration
+            flag = torch.tensor(1.0 if self.stop_reason else 0.0, device=self.device)
+            if float(idist.all_reduce(flag)) > 0 and not self.stop_reason:  # type: ignore[arg-type]
+                self.stop_reason = "another process of the run was asked to stop"
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> str:
+        """Hash of what must not change between a checkpoint and its resumption."""
+        config = {k: v for k, v in self.method.config.to_dict().items() if k not in FREE_SETTINGS}
+        cases = [(case.id, case.label is not None) for case in self.training]
+        text = json.dumps([self.job.method, config, self.job.labels, cases], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _save_checkpoint(self, done: int) -> None:
+        if not self.main:
+            return
+        save_checkpoint(
+            self.folder.checkpoint,
+            {
+                "iteration": done,
+                "network": self.method.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": random_state(),
+                "fingerprint": self._fingerprint(),
+                "history": self.history,
+                "seconds": self.progress.seconds(self.seconds_before) if self.progress else 0.0,
+                "description": describe(self.method),
+            },
+        )
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint; 0 where there is none."""
+        content = load_checkpoint(self.folder.checkpoint)
+        if content is None:
+            return 0
+        if content["fingerprint"] != self._fingerprint():
+            raise MedsegError(
+                f"the checkpoint in {self.folder.path} was made with other settings or other cases; "
+                "start anew without --resume or choose another --out"
+            )
+        self.method.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        set_random_state(content["random"])
+        self.history = list(content["history"])
+        self.seconds_before = float(content["seconds"])
+        log.info("resuming at iteration %d", content["iteration"])
+        return int(content["iteration"])
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The metrics of a run that is already complete."""
+        metrics: dict[str, Any] | None = read_json(self.folder.metrics)
+        if metrics and self.folder.weights.exists() and metrics["iterations"] >= self.job.config.iterations:
+            log.info("%s is already complete", self.folder.path)
+            return metrics
+        return None
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _conclude(self, seconds: float) -> dict[str, Any]:
+        peak = peak_memory_mb(self.device)
+        evaluation = self._validate(self.method.config.iterations)
+        metrics = {
+            "method": self.job.method,
+            "iterations": self.method.config.iterations,
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": round(peak, 1),
+            "device": str(self.device),
+            "processes": idist.get_world_size(),
+            "labelled": [case.id for case in self.training if case.label is not None],
+            "unlabelled": sum(case.label is None for case in self.training),
+            "skipped": self.skipped,
+            "validation": evaluation.to_dict() if evaluation else None,
+            "history": self.history,
+        }
+        if self.main:
+            save_model(self.folder.path, self.method)
+            write_json(self.folder.metrics, metrics)
+            assert self.progress is not None
+            self.progress.end("done")
+        if idist.get_world_size() > 1:
+            idist.barrier()
+        return metrics
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join torchrun's processes, where there are any."""
+    if not torch.distributed.is_torchelastic_launched() or torch.distributed.is_initialized():
+        yield
+        return
+    idist.initialize("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        idist.finalize()
+
+
+@contextlib.contextmanager
+def stop_signals(run: Run) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        run.stop_reason = f"it received {signal.Signals(number).name}"
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """The device for a name; None: the GPU where there is one. Under torchrun every process has its own GPU.
+
+    Raises:
+        MedsegError: a GPU is asked for and there is none.
+    """
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MedsegError(f"device {name!r} is unknown; use cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise MedsegError(f"device {name!r} is not available on this machine; use --device cpu")
+        if torch.distributed.is_torchelastic_launched():
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun tells it in no other way
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        if index >= torch.cuda.device_count():
+            raise MedsegError(f"device {name!r} does not exist; this machine has {torch.cuda.device_count()} GPUs")
+        return torch.device("cuda", index)
+    return device
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's tensors, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
+
+
+def explain(error: Exception, config: MethodConfig) -> str:
+    """One sentence for any failure of a run."""
+    if isinstance(error, MedsegError):
+        return str(error)
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        patch = getattr(config, "patch", None)
+        return (
+            f"out of memory at patch {patch}; lower patch, width or the batch, or set cache_gb below {config.cache_gb}"
+        )
+    return f"training failed: {type(error).__name__}: {reason}"

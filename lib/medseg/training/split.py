@@ -1,0 +1,133 @@
+"""The frozen validation split.
+
+The rule, by patient (a patient's cases are never on both sides):
+
+1. A role once given stays for ever: the manifest only grows, so a case that validated never trains, and one that
+   trained never validates.
+2. A new labelled patient validates when the SHA-256 hash of the patient id, read as a number in [0, 1), is below
+   `validation_fraction`; else it trains. The hash depends on nothing but the id, so every machine agrees.
+3. Few labels: as long as fewer than `FEW` patients are labelled, rule 2 would often leave no validation case, or no
+   training case. Then exactly one patient validates: the first time that two or more patients are labelled, the new one
+   with the lowest hash. A single labelled patient trains, and its model is published without validation.
+4. Unlabelled images of a patient who validates, or will once labelled (rule 2), are not learnt from either.
+5. An explicit list of validation ids replaces the rules 2 and 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.cases import Case
+from medseg.errors import MedsegError, NotFoundError
+from medseg.files import read_json, write_json
+
+FEW = 5
+TRAINING, VALIDATION = "training", "validation"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases to learn from (labelled and unlabelled) and labelled cases to validate on."""
+
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+    @property
+    def labelled(self) -> int:
+        """Number of labelled training cases."""
+        return sum(case.label is not None for case in self.training)
+
+
+def stable_hash(text: str) -> float:
+    """SHA-256 of a text as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+class SplitManifest:
+    """The roles of all patients seen so far, in a JSON file that only grows.
+
+    Args:
+        path: where the roles are kept.
+        fraction: share of patients that validate.
+        explicit: ids of the validation cases or patients; replaces the hash rule.
+    """
+
+    def __init__(self, path: Path, fraction: float = 0.2, explicit: Sequence[str] = ()) -> None:
+        if not 0 <= fraction < 1:
+            raise MedsegError(f"validation_fraction = {fraction} is outside [0, 1); 0.2 validates on a fifth")
+        self.path = Path(path)
+        self.fraction = fraction
+        self.explicit = frozenset(explicit)
+
+    def assign(self, cases: Sequence[Case]) -> Split:
+        """Give every new labelled patient a role, store it, and split the cases.
+
+        Raises:
+            NotFoundError: an explicit validation id is none of the cases.
+        """
+        roles: dict[str, str] = read_json(self.path, default={})
+        labelled = {case.patient for case in cases if case.label is not None}
+        new = sorted(labelled - roles.keys(), key=stable_hash)
+        roles.update(self._explicit_roles(cases, new) if self.explicit else self._hashed_roles(roles, labelled, new))
+        if new:
+            write_json(self.path, roles)
+        return Split(
+            training=tuple(case for case in cases if not self._reserved(case, roles)),
+            validation=tuple(
+                case for case in cases if roles.get(case.patient) == VALIDATION and case.label is not None
+            ),
+        )
+
+    def _reserved(self, case: Case, roles: dict[str, str]) -> bool:
+        """Whether a case may not be learnt from, labelled or not."""
+        if case.patient in roles:
+            return roles[case.patient] == VALIDATION
+        if self.explicit:
+            return bool({case.id, case.patient} & self.explicit)
+        return stable_hash(case.patient) < self.fraction
+
+    def _explicit_roles(self, cases: Sequence[Case], new: Sequence[str]) -> dict[str, str]:
+        chosen = {case.patient for case in cases if {case.id, case.patient} & self.explicit}
+        unknown = self.explicit - {case.id for case in cases} - {case.patient for case in cases}
+        if unknown:
+            raise NotFoundError(f"validation list names {', '.join(sorted(unknown))}, which is no case of the data")
+        return {patient: VALIDATION if patient in chosen else TRAINING for patient in new}
+
+    def _hashed_roles(self, roles: dict[str, str], labelled: set[str], new: Sequence[str]) -> dict[str, str]:
+        if self.fraction == 0:
+            return dict.fromkeys(new, TRAINING)
+        has_validation = VALIDATION in roles.values()
+        if len(labelled) < FEW:
+            wanted = 1 if not has_validation and len(labelled) >= 2 else 0
+            return {patient: VALIDATION if rank < wanted else TRAINING for rank, patient in enumerate(new)}
+        result = {patient: VALIDATION if stable_hash(patient) < self.fraction else TRAINING for patient in new}
+        if new and not has_validation and VALIDATION not in result.values():
+            result[new[0]] = VALIDATION
+        if new and TRAINING not in {*roles.values(), *result.values()}:
+            result[new[-1]] = TRAINING
+        return result
+
+
+def split_first(cases: Sequence[Case], labelled: int, fraction: float, seed_text: str = "") -> Split:
+    """Split for experiments with a given number of labels.
+
+    The first `labelled` masked cases in list order keep their mask and train; of the others, patients whose hash is
+    below `fraction` validate and never train; the rest is the unlabelled pool, its masks hidden.
+
+    Raises:
+        MedsegError: fewer masks than asked for.
+    """
+    masked = [case for case in cases if case.label is not None]
+    if not 1 <= labelled <= len(masked):
+        raise MedsegError(f"--labelled {labelled} is outside 1..{len(masked)}, the number of cases with a mask")
+    first = {case.id for case in masked[:labelled]}
+    patients = {case.patient for case in masked[:labelled]}
+    validation = tuple(
+        case for case in masked if case.patient not in patients and stable_hash(seed_text + case.patient) < fraction
+    )
+    kept = {case.patient for case in validation}
+    training = tuple(case if case.id in first else case.without_label() for case in cases if case.patient not in kept)
+    return Split(training, validation)
