@@ -109,6 +109,7 @@ class MlflowMirror:
         # By default it tries a request 8 times with growing pauses; a publish must not wait for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # only the command line prints
         imported = "mlflow" in sys.modules
         from mlflow import MlflowClient
 
@@ -116,7 +117,7 @@ class MlflowMirror:
             from mlflow.telemetry.client import set_telemetry_client
 
             set_telemetry_client()
-        for noisy in ("mlflow.store.db.utils", "alembic"):  # tells of every table it creates
+        for noisy in ("mlflow", "alembic"):  # they tell of every table they create
             logging.getLogger(noisy).setLevel(logging.WARNING)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,12 @@ class _Book:
             self.client.log_artifacts(identifier, source, "model")
             source = f"runs:/{identifier}/model"
         entry = self.client.create_model_version(
-            self.name, source, run_id=identifier, tags={VERSION_TAG: run.key}, description=run.note
+            self.name,
+            source,
+            run_id=identifier,
+            tags={VERSION_TAG: run.key},
+            description=run.note,
+            await_creation_for=0,  # our metrics are there already; nothing has to become ready
         )
         return str(entry.version)
 
