@@ -1,0 +1,47 @@
+"""Budgets and benchmark arms of CAML."""
+
+from __future__ import annotations
+
+from medseg.methods.base import Arm, ArmGroup, Preset
+from medseg.methods.caml.speed import time_host_bank, time_ours
+
+PRESETS = {
+    "cpu": Preset(
+        config={"iterations": 400, "scale": 0.5, "patch": (48, 48, 32), "ramp": 0.4},
+        seeds=2,
+        arms=("supervised", "mutual", "full"),
+        labelled=4,
+        held_out=10,
+    ),
+    "paper": Preset(  # CAML card sec. 5
+        config={"iterations": 15000, "patch": (112, 112, 80), "width": 16, "learning_rate": 0.01, "workers": 4},
+        seeds=3,
+        arms=("supervised", "mutual", "full"),
+        labelled=8,
+        held_out=10,
+    ),
+}
+
+_BEYOND = {"average": 0.99, "perturb": "intensity", "copy_paste": 1.0, "loss": "dice_ce"}
+
+ARM_GROUPS = {
+    "segmentation": ArmGroup(  # the ablation of the CAML card, sec. 1
+        arms=(
+            Arm("supervised", {"network": "vnet", "loss": "dice"}, method="supervised"),
+            Arm("mutual", {"cma": False, "occ": False}),
+            Arm("cma", {"occ": False}),
+            Arm("occ", {"cma": False}),
+            Arm("full"),
+            Arm("average", {"average": 0.99}, in_default=False),
+            Arm("copy_paste", {"average": 0.99, "copy_paste": 1.0}, in_default=False),
+            Arm("beyond", _BEYOND, in_default=False),
+        ),
+        metric="dice",
+    ),
+    "speed": ArmGroup(
+        arms=(Arm("ours", run=time_ours), Arm("host_bank", run=time_host_bank)),
+        metric="seconds_per_step",
+        higher_is_better=False,
+        unit="s",
+    ),
+}
