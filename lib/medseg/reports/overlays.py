@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ class Overlay:
         uncertainty: in [0, 1]; None where the method gives none.
         spacing: mm per voxel along each axis of the grid.
         title: over the figure.
+        places: where the arrays hold only chosen slices: their numbers in the whole volume.
     """
 
     image: NDArray[Any]
@@ -34,6 +35,7 @@ class Overlay:
     uncertainty: NDArray[Any] | None = None
     spacing: Sequence[float] = (1.0, 1.0, 1.0)
     title: str = ""
+    places: tuple[int, ...] | None = None
 
 
 def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> Figure:
@@ -44,8 +46,8 @@ def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> F
         labels: label name -> index, for colours and the legend.
         slices: how many slices along the last axis of a volume; a picture has one row.
     """
-    flat = case.prediction.ndim == 2
-    places = [None] if flat else choose_slices(case, slices)
+    case = cut_overlay(case, slices)
+    places: Sequence[int | None] = case.places if case.places is not None else (None,)
     columns = ["image", *(["truth"] if case.truth is not None else []), "prediction"]
     columns += ["uncertainty"] if case.uncertainty is not None else []
     aspect = float(case.spacing[1]) / float(case.spacing[0])
@@ -55,9 +57,9 @@ def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> F
         width * len(columns) + 0.5, width * min(max(tall, 0.3), 3) * len(places) + 0.9, len(places), len(columns)
     )
     window = _window(case.image)
-    for row, place in zip(grid, places, strict=True):
+    for number, (row, place) in enumerate(zip(grid, places, strict=True)):
         for axes, column in zip(row, columns, strict=True):
-            _draw_cell(axes, case, column, place, (labels, window, aspect))
+            _draw_cell(axes, case, column, None if place is None else number, (labels, window, aspect))
         row[0].set_ylabel("" if place is None else f"slice {place}", fontsize=8)
     for axes, column in zip(grid[0], columns, strict=True):
         axes.set_title(column, fontsize=9)
@@ -66,6 +68,21 @@ def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> F
     if case.title:
         figure.suptitle(case.title, fontsize=10)
     return figure
+
+
+def cut_overlay(case: Overlay, slices: int) -> Overlay:
+    """Only the slices that would be drawn, to keep or store; a picture is returned as it is."""
+    if case.prediction.ndim == 2 or case.places is not None:
+        return case
+    places = choose_slices(case, slices)
+    return replace(
+        case,
+        image=case.image[:, :, places],
+        truth=None if case.truth is None else case.truth[:, :, places],
+        prediction=case.prediction[:, :, places],
+        uncertainty=None if case.uncertainty is None else case.uncertainty[:, :, places],
+        places=tuple(places),
+    )
 
 
 def choose_slices(case: Overlay, count: int) -> list[int]:

@@ -1,0 +1,93 @@
+"""Keeps a few slices of every held-out prediction, so that the report can draw any case without predicting again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.cases import Case
+from medseg.files import write_atomically
+from medseg.inference.predictor import Predictor
+from medseg.methods.base import Method, Prediction
+from medseg.reports.overlays import Overlay, cut_overlay
+from medseg.transforms.grid import same_grid, spacing_of, to_canonical, to_grid
+from medseg.transforms.io import read_image, read_mask
+
+PARTS = ("image", "truth", "prediction", "uncertainty")
+
+
+class RecordingPredictor(Predictor):
+    """A predictor that remembers the slices of the cases it predicted."""
+
+    def __init__(self, method: Method, device: str = "cpu") -> None:
+        super().__init__(method, device)
+        self.slices: dict[str, Overlay] = {}
+
+    def predict(self, case: Case) -> Prediction:
+        """Predict as usual; the prediction stays at hand until the next one."""
+        self._last = super().predict(case)
+        return self._last
+
+    def record(self, case: Case, title: str) -> None:
+        """Keep slices of the case that was predicted last, if its prediction has a mask."""
+        if self._last.mask is None or case.label is None:
+            return
+        image, truth = read_image(case.image), read_mask(case.label)
+        truth = truth if same_grid(truth, image) else to_grid(truth, image, mode="nearest")
+        mask, uncertainty = to_canonical(self._last.mask), self._last.uncertainty
+        image, truth = to_canonical(image), to_canonical(truth)
+        whole = Overlay(
+            image=_picture(image.as_tensor().numpy()),
+            truth=truth.as_tensor()[0].numpy().astype(np.uint8),
+            prediction=mask.as_tensor()[0].cpu().numpy().astype(np.uint8),
+            uncertainty=None if uncertainty is None else to_canonical(uncertainty).as_tensor()[0].cpu().numpy(),
+            spacing=spacing_of(image),
+            title=title,
+        )
+        self.slices[case.id] = cut_overlay(whole, 3)
+
+
+def save_overlays(path: Path, overlays: dict[str, Overlay]) -> Path:
+    """Write overlays as one compressed NumPy file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    about = {}
+    for case, overlay in overlays.items():
+        for part in PARTS:
+            values = getattr(overlay, part)
+            if values is not None:
+                arrays[f"{part}/{case}"] = values.astype(np.float16) if part == "uncertainty" else values
+        about[case] = {"spacing": list(overlay.spacing), "title": overlay.title, "places": overlay.places}
+    arrays["about"] = np.array(json.dumps(about))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    return write_atomically(path, write)
+
+
+def load_overlay(path: Path, case: str) -> Overlay | None:
+    """One overlay of `save_overlays`; None where it is not there."""
+    if not Path(path).exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        if case not in about:
+            return None
+        parts = {part: arrays.get(f"{part}/{case}") for part in PARTS}
+    overlay = Overlay(parts["image"], parts["truth"], parts["prediction"], parts["uncertainty"])
+    entry = about[case]
+    places = tuple(entry["places"]) if entry["places"] is not None else None
+    return replace(overlay, spacing=tuple(entry["spacing"]), title=entry["title"], places=places)
+
+
+def _picture(image: NDArray[Any]) -> NDArray[Any]:
+    """(C, *grid) as one grey volume, or as (x, y, 3) colours of a picture."""
+    if image.shape[0] == 3 and image.ndim == 3:
+        return np.moveaxis(image, 0, -1).astype(np.uint8)
+    return image[0].astype(np.float32)
