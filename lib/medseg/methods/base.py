@@ -117,7 +117,7 @@ class MethodConfig:
 
     iterations: int = 6000  # ours: a training round in the app; papers' budgets stand in the presets
     seed: int = 0
-    scale: float = 1.0  # 0.5 works at half resolution
+    scale: float = 1.0  # 0.5 works at half resolution; 0 halves until an image has at most a million voxels
     learning_rate: float = 1e-2
     amp: str = "auto"  # ours: bf16 where the hardware has it, else off; "fp16" uses a gradient scaler
     workers: int = 0  # ours: preprocessed cases are cached in memory, so loading is cheap

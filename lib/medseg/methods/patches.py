@@ -56,8 +56,8 @@ class PatchConfig(MethodConfig):
             raise MedsegError(f"lr_schedule = {self.lr_schedule!r} is unknown; choose constant, poly or cosine")
         if not 0 <= self.overlap < 1:
             raise MedsegError(f"overlap = {self.overlap} is outside [0, 1)")
-        if not 0 < self.scale <= 4:
-            raise MedsegError(f"scale = {self.scale} is outside (0, 4]; 0.5 is half resolution")
+        if not 0 <= self.scale <= 4:
+            raise MedsegError(f"scale = {self.scale} is outside [0, 4]; 0.5 is half resolution, 0 chooses")
         if min(self.patch) < 1 or self.labelled_batch < 1 or self.iterations < 1:
             raise MedsegError("patch, labelled_batch and iterations must be positive")
 
@@ -69,18 +69,26 @@ class PatchMethod(Method):
 
     @classmethod
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
-        """Take 2D or 3D and the number of channels from the first readable image; fit the patch's length to it."""
+        """Take from the first readable image what the settings leave open: axes, channels, scale; and fit the patch.
+
+        A patch longer than the image is cut to the next multiple of 8; a 2D image gets a square of a 3D patch's size.
+        """
         assert isinstance(config, PatchConfig)
-        image = _first_readable(cases)
+        image = to_canonical(_first_readable(cases))
         dimension = config.dimension or image.ndim - 1
+        if dimension != image.ndim - 1:
+            raise MedsegError(f"dimension = {dimension}, but the images have {image.ndim - 1} axes")
+        spacing = config.spacing or spacing_of(image)
+        scale = config.scale or _automatic_scale(math.prod(size_at(image, spacing)), dimension)
+        size = size_at(image, [s / scale for s in spacing])
         patch = config.patch
         if len(patch) == 3 and dimension == 2:
-            patch = (max(patch), max(patch))  # the default patch is three-dimensional
+            patch = (round(math.prod(patch) ** 0.5 / 16) * 16,) * 2
         if len(patch) != dimension:
             raise MedsegError(f"patch {patch} has {len(patch)} lengths but the images have {dimension} axes")
-        return config.with_overrides(
-            {"dimension": dimension, "channels": config.channels or image.shape[0], "patch": patch}
-        )
+        patch = tuple(min(p, -(-n // 8) * 8) for p, n in zip(patch, size, strict=True))
+        channels = config.channels or image.shape[0]
+        return config.with_overrides({"dimension": dimension, "channels": channels, "scale": scale, "patch": patch})
 
     @property
     def dimension(self) -> int:
@@ -272,6 +280,14 @@ def _pad(tensor: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
         return tensor
     pads = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]
     return torch.nn.functional.pad(tensor, pads)
+
+
+def _automatic_scale(voxels: int, dimension: int) -> float:
+    """1, 1/2, 1/4 ...: the first at which an image has at most a million voxels."""
+    scale = 1.0
+    while voxels * scale**dimension > 1e6:
+        scale /= 2
+    return scale
 
 
 def _first_readable(cases: Sequence[Case]) -> MetaTensor:

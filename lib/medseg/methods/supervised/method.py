@@ -28,7 +28,7 @@ class Supervised(PatchMethod):
     config: SupervisedConfig
     presets: ClassVar = {
         "cpu": Preset(
-            config={"iterations": 400, "patch": (56, 56, 40), "scale": 0.5, "labelled_batch": 4},
+            config={"iterations": 400, "patch": (56, 56, 40), "scale": 0, "labelled_batch": 4},
             seeds=2,
             labelled=4,
             held_out=10,

@@ -1,0 +1,323 @@
+"""The command line. It only reads arguments and shows results; the work is done below."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from medseg import __version__
+from medseg.errors import MedsegError
+
+app = typer.Typer(
+    name="medseg",
+    help="Learn medical image segmentation from few labels, weak labels and unlabelled scans.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="Folder with images/ and labels/, or a MONAI Label studies folder; repeat for a union."
+    ),
+]
+DeviceOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option("--device", help="cpu, cuda or cuda:1; default: a GPU where there is one."),
+]
+PresetOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--preset", help="Committed budget: cpu, or paper (the paper's protocol); default: by the device."),
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="A setting of the method, key=value; repeat. Unknown keys are named.")
+]
+ScaleOption = Annotated[Optional[float], typer.Option("--scale", help="0.5 works at half resolution.")]  # noqa: UP045
+IterationsOption = Annotated[Optional[int], typer.Option("--iterations", min=1, help="Training iterations.")]  # noqa: UP045
+
+
+def main() -> None:
+    """Run the command line; errors for people are one sentence and exit status 2."""
+    # Before torch is loaded: OpenMP threads that spin while they wait make a shared machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI's sliding window on new torch
+    try:
+        app()
+    except MedsegError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("stopped", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _settings(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("ignite", "alembic", "mlflow", "matplotlib", "urllib3", "httpx", "numexpr"):
+        logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@app.command()
+def serve(
+    studies: Annotated[str, typer.Option("--studies", help="Folder of images, or the URL of a DICOMweb archive.")],
+    models: Annotated[str, typer.Option("--models", help="Methods to serve, comma-separated; default: all.")] = "",
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    conf: Annotated[list[str], typer.Option("--conf", help="Further app settings, key=value; repeat.")] = [],  # noqa: B006
+    app_dir: Annotated[Optional[Path], typer.Option("--app", help="Folder of the app.")] = None,  # noqa: UP045
+) -> None:
+    """Start the MONAI Label server with this app."""
+    from medseg.server.launch import start_server
+    from medseg.training.settings import parse_pairs
+
+    settings = {**({"models": models} if models else {}), **parse_pairs(conf)}
+    raise typer.Exit(start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings))
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="caml, supervised, ...")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder: model.safetensors, config.json, metrics.json.")],
+    preset: PresetOption = None,
+    labelled: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--labelled", min=1, help="Only the first N masks are used; other images count as unlabelled."),
+    ] = None,
+    iterations: IterationsOption = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,  # noqa: UP045
+    scale: ScaleOption = None,
+    device: DeviceOption = None,
+    config: Annotated[Optional[Path], typer.Option("--config", help="YAML or JSON file of settings.")] = None,  # noqa: UP045
+    set_: SetOption = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    watch_pid: Annotated[list[int], typer.Option("--watch-pid", hidden=True)] = [],  # noqa: B006
+    split: Annotated[Optional[Path], typer.Option("--split", hidden=True)] = None,  # noqa: UP045
+) -> None:
+    """Train a method outside the server. Under torchrun, all processes share one batch."""
+    from medseg.training.command import TrainRequest, train_command
+
+    request = TrainRequest(
+        method=method,
+        data=tuple(data),
+        out=out,
+        preset=preset,
+        labelled=labelled,
+        typed={"iterations": iterations, "seed": seed, "scale": scale, **_pairs(set_)},
+        device=device,
+        config=config,
+        resume=resume,
+        watch_pids=tuple(watch_pid),
+        split=split,
+    )
+    metrics = train_command(request)
+    validation = metrics["validation"]
+    shown = f"validation quality {validation['quality']:.4f}" if validation else "no validation case"
+    typer.echo(f"{out}/model.safetensors: {metrics['iterations']} iterations, {metrics['seconds']:.0f} s, {shown}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote.")],
+    data: DataOption,
+    json: Annotated[Optional[Path], typer.Option("--json", help="Write the table as JSON.")] = None,  # noqa: UP045
+    device: DeviceOption = None,
+) -> None:
+    """Per-case metrics on images that the model never saw."""
+    from tqdm import tqdm
+
+    from medseg.cases import load_cases
+    from medseg.files import read_json, write_json
+    from medseg.inference.evaluation import evaluate as evaluate_cases
+    from medseg.inference.predictor import Predictor
+    from medseg.training.run import pick_device
+
+    predictor = Predictor.from_folder(model, str(pick_device(device)))
+    cases = [case for case in load_cases(data) if case.label is not None]
+    known = set((read_json(model / "metrics.json", default={}) or {}).get("labelled", []))
+    if seen := sorted(known & {case.id for case in cases}):
+        typer.secho(f"warning: the model learnt from {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
+    with tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty()) as bar:
+        result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1) and None)
+    _show_table(result.cases, result.mean)
+    typer.echo(f"missed structures: {result.missed}")
+    if json:
+        write_json(json, result.to_dict())
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the masks and measurements.")],
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write the uncertainty map too.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Write a PNG that shows the mask on the image.")] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Masks on each image's own grid, measurements as JSON."""
+    from medseg.inference.command import predict_images
+    from medseg.training.run import pick_device
+
+    for line in predict_images(model, images, out, str(pick_device(device)), uncertainty=uncertainty, overlay=overlay):
+        typer.echo(line)
+
+
+@app.command()
+def bench(
+    method: Annotated[str, typer.Argument(help="caml, supervised, ...")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for summary.json, report.html and the runs.")],
+    preset: PresetOption = None,
+    arms: Annotated[str, typer.Option("--arms", help="Arms or groups of arms, comma-separated.")] = "",
+    task: Annotated[Optional[str], typer.Option("--task", help="Group of arms to run; default: the first.")] = None,  # noqa: UP045
+    labelled: Annotated[Optional[int], typer.Option("--labelled", min=1, help="Labelled training cases.")] = None,  # noqa: UP045
+    scale: ScaleOption = None,
+    iterations: IterationsOption = None,
+    seeds: Annotated[Optional[int], typer.Option("--seeds", min=1, help="Seeds per arm.")] = None,  # noqa: UP045
+    device: DeviceOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """A method beside its baselines and ablations at equal budget."""
+    from medseg.benchmark.runner import BenchmarkRequest, run_benchmark
+
+    request = BenchmarkRequest(
+        method=method,
+        data=tuple(data),
+        out=out,
+        preset=preset or _preset_for(device),
+        arms=tuple(name for name in arms.split(",") if name),
+        task=task,
+        labelled=labelled,
+        scale=scale,
+        iterations=iterations,
+        seeds=seeds,
+        device=device,
+        settings=_pairs(set_),
+    )
+    summary = run_benchmark(request)
+    for name, arm in summary["arms"].items():
+        typer.echo(f"{name:>16}  {summary['metric']} {arm['mean']:.4f} ± {arm['sd']:.4f}  {arm['seconds']:.0f} s")
+    typer.echo(f"{out}/summary.json and {out}/report.html are written")
+
+
+@app.command()
+def simulate(
+    data: DataOption,
+    method: Annotated[str, typer.Option("--method", help="Method that learns.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for summary.json, report.html and the servers' files.")],
+    strategies: Annotated[str, typer.Option("--strategies", help="Strategies to compare, comma-separated.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of labelling and training.")] = 3,
+    per_round: Annotated[int, typer.Option("--per-round", min=1, help="Images labelled in each round.")] = 2,
+    initial: Annotated[int, typer.Option("--initial", min=1, help="Labels before the first round.")] = 4,
+    validation: Annotated[int, typer.Option("--validation", min=1, help="Frozen validation cases.")] = 5,
+    test: Annotated[int, typer.Option("--test", min=1, help="Cases kept from the server, for the curves.")] = 10,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions of every strategy.")] = 1,
+    preset: PresetOption = None,
+    scale: ScaleOption = None,
+    iterations: IterationsOption = None,
+    device: DeviceOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """The annotate-retrain loop against a real server, with a simulated annotator."""
+    from medseg.simulation.run import SimulationRequest, run_simulation
+
+    request = SimulationRequest(
+        data=tuple(data),
+        method=method,
+        out=out,
+        strategies=tuple(name for name in strategies.split(",") if name) or ("random", method),
+        rounds=rounds,
+        per_round=per_round,
+        initial=initial,
+        validation=validation,
+        test=test,
+        seeds=seeds,
+        preset=preset or _preset_for(device),
+        scale=scale,
+        iterations=iterations,
+        device=device,
+        settings=_pairs(set_),
+    )
+    run_simulation(request)
+    typer.echo(f"{out}/summary.json and {out}/report.html are written")
+
+
+@app.command()
+def models(
+    method: Annotated[Optional[str], typer.Argument(help="Only this method.")] = None,  # noqa: UP045
+    rollback: Annotated[Optional[int], typer.Option("--rollback", help="Serve this version again.")] = None,  # noqa: UP045
+    studies: Annotated[Optional[str], typer.Option("--studies", help="Only models of this studies folder.")] = None,  # noqa: UP045
+    store: Annotated[Optional[Path], typer.Option("--store", help="Model folder; default: the app's.")] = None,  # noqa: UP045
+    tracking_uri: Annotated[Optional[str], typer.Option("--tracking-uri", help="MLflow server.")] = None,  # noqa: UP045
+) -> None:
+    """Model versions with their metrics; with --rollback, go back to one."""
+    from medseg.training.models_command import list_models, roll_back
+
+    root = store or default_app() / "model"
+    if rollback is not None:
+        if method is None:
+            raise MedsegError(f"--rollback {rollback} needs the method too: medseg models METHOD --rollback {rollback}")
+        typer.echo(roll_back(root, method, rollback, studies, tracking_uri))
+        return
+    for line in list_models(root, method, studies):
+        typer.echo(line)
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Studies folder to make.")],
+    count: Annotated[int, typer.Option("--count", min=1)] = 12,
+    labelled: Annotated[int, typer.Option("--labelled", min=0)] = 4,
+) -> None:
+    """Make a small study of synthetic volumes with exact truth, to try everything at once."""
+    from medseg.phantoms.study import write_study
+
+    write_study(folder, count=count, labelled=labelled)
+    typer.echo(f"{folder}: {count} volumes, {min(labelled, count)} of them labelled")
+
+
+def default_app() -> Path:
+    """The app's folder in a checkout of this project.
+
+    Raises:
+        MedsegError: the package is installed without the checkout.
+    """
+    folder = Path(__file__).resolve().parents[2] / "apps" / "medseg"
+    if not (folder / "main.py").exists():
+        raise MedsegError(f"the app is not at {folder}; name its folder with --app (or its models with --store)")
+    return folder
+
+
+def _pairs(items: list[str]) -> dict[str, Any]:
+    from medseg.training.settings import parse_pairs
+
+    return dict(parse_pairs(items))
+
+
+def _preset_for(device: str | None) -> str:
+    from medseg.training.run import pick_device
+
+    return "paper" if pick_device(device).type == "cuda" else "cpu"
+
+
+def _show_table(cases: dict[str, dict[str, float]], mean: dict[str, float]) -> None:
+    keys = [key for key in ("dice", "jaccard", "hd95_mm", "asd_mm") if key in mean] or list(mean)[:6]
+    width = max(8, *(len(identifier) for identifier in cases))
+    typer.echo("  ".join([" " * width, *(f"{key:>10}" for key in keys)]))
+    for identifier, metrics in [*cases.items(), ("mean", mean)]:
+        values = (f"{metrics[key]:>10.4f}" if key in metrics else " " * 10 for key in keys)
+        typer.echo("  ".join([f"{identifier:<{width}}", *values]))

@@ -1,0 +1,98 @@
+"""`medseg predict`: masks, measurements and pictures on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medseg.cases import Case, case_id, image_suffix
+from medseg.errors import MedsegError, NotFoundError
+from medseg.files import write_atomically, write_json
+from medseg.inference.predictor import Predictor
+from medseg.methods.base import Prediction
+from medseg.reports.overlays import Overlay, draw_overlay
+from medseg.transforms.grid import spacing_of
+from medseg.transforms.io import PICTURES, read_image, write_volume
+
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def predict_images(
+    model: Path, images: Sequence[Path], out: Path, device: str, *, uncertainty: bool = False, overlay: bool = False
+) -> Iterator[str]:
+    """Predict images one by one; yields a line for each.
+
+    Writes `<id><suffix>` (the image's format where it can hold a mask, else .nii.gz or .png) and `<id>.json`; on
+    request `<id>_uncertainty<suffix>` and `<id>_overlay.png`.
+
+    Raises:
+        NotFoundError: an image does not exist; checked before the first is predicted.
+        MedsegError: two images would write the same file.
+    """
+    files = _files(images)
+    predictor = Predictor.from_folder(model, device)
+    for path in files:
+        case = Case(id=case_id(path) if path.is_file() else path.name, image=path)
+        prediction = predictor.predict(case)
+        target = _write(prediction, case, predictor, out)
+        if uncertainty and prediction.uncertainty is not None:
+            suffix = ".nii.gz" if image_suffix(target) == ".png" else image_suffix(target)
+            write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)
+        if overlay and prediction.mask is not None:
+            _write_overlay(prediction, case, predictor, out / f"{case.id}_overlay.png")
+        yield f"{path.name} -> {target}"
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in images:
+        if not path.exists():
+            raise NotFoundError(f"image {path} does not exist")
+        inside = [f for f in sorted(path.iterdir()) if image_suffix(f) not in (None, ".dcm")] if path.is_dir() else []
+        files += inside or [path]
+    names = [case_id(f) if f.is_file() else f.name for f in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MedsegError(f"two images are called {twice[0]!r} and would write the same mask; predict them apart")
+    return files
+
+
+def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) -> Path:
+    own = (image_suffix(case.image) or "").lower()
+    suffix = own if own in WRITABLE else ".png" if own in PICTURES else ".nii.gz"
+    target = out / f"{case.id}{suffix}"
+    if prediction.mask is not None:
+        write_volume(target, prediction.mask)
+    labels = predictor.method.labels
+    sizes = (
+        {name: int((prediction.mask == index).sum()) for name, index in labels.items()}
+        if prediction.mask is not None
+        else {}
+    )
+    write_json(
+        out / f"{case.id}.json",
+        {
+            "image": case.image.name,
+            "method": predictor.method.name,
+            "labels": labels,
+            "voxels": sizes,
+            "measurements": {k: {"value": m.value, "unit": m.unit} for k, m in prediction.measurements.items()},
+            "warnings": list(prediction.warnings),
+        },
+    )
+    return target if prediction.mask is not None else out / f"{case.id}.json"
+
+
+def _write_overlay(prediction: Prediction, case: Case, predictor: Predictor, path: Path) -> None:
+    image = read_image(case.image)
+    assert prediction.mask is not None
+    picture = Overlay(
+        title=case.id,
+        image=image.numpy() if image.shape[0] == 3 else image[0].numpy(),
+        prediction=prediction.mask[0].numpy(),
+        truth=None,
+        uncertainty=prediction.uncertainty[0].numpy() if prediction.uncertainty is not None else None,
+        spacing=spacing_of(image),
+    )
+    figure = draw_overlay(picture, predictor.method.labels)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

@@ -1,0 +1,91 @@
+"""`medseg train`: from folders and typed settings to a training job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.cases import Case, load_cases
+from medseg.errors import MedsegError
+from medseg.files import read_json, write_json
+from medseg.methods.base import MethodConfig
+from medseg.training.labels import find_labels
+from medseg.training.run import TrainingJob, pick_device, train
+from medseg.training.run_folder import RunFolder
+from medseg.training.settings import build_config
+from medseg.training.split import Split, SplitManifest, split_first
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was typed after `medseg train`; None where nothing was.
+
+    Attributes:
+        typed: settings of the method from options and `--set`.
+        split: JSON file with the ids of the validation cases; replaces the hash rule (used by the server).
+    """
+
+    method: str
+    data: tuple[Path, ...]
+    out: Path
+    preset: str | None = None
+    labelled: int | None = None
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    config: Path | None = None
+    resume: bool = False
+    watch_pids: tuple[int, ...] = ()
+    split: Path | None = None
+
+
+def train_command(request: TrainRequest) -> dict[str, Any]:
+    """Prepare and run. Returns the content of `metrics.json`."""
+    preset = request.preset or ("paper" if pick_device(request.device).type == "cuda" else "cpu")
+    config = build_config(request.method, preset, request.config, request.typed)
+    cases = load_cases(request.data, config.patient_pattern)
+    split = _split(request, config, cases)
+    if not split.training:
+        raise MedsegError(f"no training case is left of {len(cases)}; lower validation_fraction or add cases")
+    first = int(torch.distributed.is_torchelastic_launched() is False)
+    log.info("%d labelled, %d unlabelled, %d validation cases%s", split.labelled, len(split.training) - split.labelled,
+             len(split.validation), "" if first else " (shared by torchrun's processes)")  # fmt: skip
+    return train(
+        TrainingJob(
+            method=request.method,
+            config=config,
+            labels=find_labels(request.data, cases),
+            training=split.training,
+            validation=split.validation,
+            out=request.out,
+            device=request.device,
+            resume=request.resume,
+            watch_pids=request.watch_pids,
+        )
+    )
+
+
+def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Split:
+    if request.split is not None:
+        validation = set(read_json(request.split, default=[]))
+        return Split(
+            training=tuple(case for case in cases if case.id not in validation),
+            validation=tuple(case for case in cases if case.id in validation and case.label is not None),
+        )
+    if request.labelled is not None:
+        split = split_first(cases, request.labelled, config.validation_fraction)
+        write_json(
+            RunFolder(request.out).split,
+            {
+                **{case.patient: "training" for case in split.training},
+                **{c.patient: "validation" for c in split.validation},
+            },
+        )
+        return split
+    return SplitManifest(RunFolder(request.out).split, config.validation_fraction).assign(cases)

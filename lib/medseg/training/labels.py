@@ -1,0 +1,50 @@
+"""The names and numbers of the labels in a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.cases import Case
+from medseg.errors import MedsegError, UnusableInputError
+from medseg.files import read_json
+from medseg.transforms.io import read_mask
+
+NAMES_FILE = "labels.json"
+"""`{"name": 1, ...}` beside `images/`, for data whose masks hold bare numbers."""
+
+
+def find_labels(folders: Sequence[Path], cases: Sequence[Case]) -> dict[str, int]:
+    """Label names of data folders: from their `labels.json`, else `label_1..N` by the values in the masks.
+
+    Raises:
+        MedsegError: two folders number the same name differently, or nothing tells the labels.
+    """
+    named: dict[str, int] = {}
+    for folder in folders:
+        for file in (Path(folder) / NAMES_FILE, Path(folder) / ".medseg" / NAMES_FILE):
+            for name, index in (read_json(file, default={}) if Path(folder).is_dir() else {}).items():
+                if named.setdefault(name, int(index)) != int(index):
+                    raise MedsegError(
+                        f"{file} numbers label {name!r} {index}, another data set {named[name]}; renumber one"
+                    )
+    return named or labels_of_masks(cases)
+
+
+def labels_of_masks(cases: Sequence[Case]) -> dict[str, int]:
+    """`label_1..N`, N the highest value in any readable mask.
+
+    Raises:
+        MedsegError: there is no mask, or all are empty.
+    """
+    highest = 0
+    for case in cases:
+        if case.label is None:
+            continue
+        try:
+            highest = max(highest, int(read_mask(case.label).max()))
+        except UnusableInputError:
+            continue  # the run itself reports damaged files by name
+    if highest == 0:
+        raise MedsegError(f"no mask among the {len(cases)} cases tells the labels; add masks or a {NAMES_FILE}")
+    return {f"label_{index}": index for index in range(1, highest + 1)}
