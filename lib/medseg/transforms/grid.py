@@ -77,12 +77,19 @@ def to_grid(tensor: MetaTensor, like: MetaTensor, mode: str = "linear") -> MetaT
     return MetaTensor(plain if mode == "linear" else plain.round().to(tensor.dtype), affine=like.affine)
 
 
-def same_grid(a: MetaTensor, b: MetaTensor, tolerance: float = 1e-3) -> bool:
-    """Whether two tensors have the same shape and, within `tolerance` of a voxel, the same place in space."""
-    if tuple(a.shape[1:]) != tuple(b.shape[1:]):
+def same_grid(a: MetaTensor, b: MetaTensor, tolerance: float = 0.02) -> bool:
+    """Whether two tensors have the same shape and put every voxel within `tolerance` of a voxel at the same place.
+
+    The corners decide: entries of the affines that differ by a hair may put the far end of a large volume elsewhere.
+    """
+    shape = tuple(a.shape[1:])
+    if shape != tuple(b.shape[1:]):
         return False
-    extent = torch.tensor([float(max(a.shape[1:]))])
-    return bool((a.affine.double() - b.affine.double()).abs().max() <= tolerance * max(1.0, float(extent) ** 0.5))
+    rank = len(shape)
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in shape))
+    places = [corners @ t.affine.double()[:rank, :rank].T + t.affine.double()[:rank, -1] for t in (a, b)]
+    apart = torch.linalg.solve(a.affine.double()[:rank, :rank], (places[0] - places[1]).T)
+    return bool(apart.abs().max() <= tolerance)
 
 
 def _interpolate(image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
