@@ -1,0 +1,97 @@
+"""Next sample: a ranking of the unlabelled images, minus those that others hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from medseg.acquisition.score_store import StoredScore
+from medseg.acquisition.strategies import Candidate, Scored, by_score, diverse, first, random_order
+from medseg.server.tasks.study import Study
+
+logger = logging.getLogger(__name__)
+
+Rank = Callable[[Sequence[Candidate], Sequence[Sequence[float]]], list[Scored]]
+
+
+class MedsegStrategy(Strategy):
+    """A query strategy with leases.
+
+    The reply holds the image's `id`, the reason (`why`), the value it was ranked by (`score`) and how long it is held
+    for the client (`lease_minutes`); {} where no image is left. Request key: `client_id`.
+
+    Args:
+        study: the study.
+        name: the strategy's name.
+        description: for `/info/`.
+        rank: orders candidates; its second argument holds the features of labelled images.
+        method: whose scores it ranks by; None where it needs none.
+    """
+
+    def __init__(self, study: Study, name: str, description: str, rank: Rank, method: str | None = None) -> None:
+        super().__init__(description)
+        self.study, self.name, self.method = study, name, method
+        self._rank = rank
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Choose and lease an image."""
+        client = str(request.get("client_id") or "")
+        lease = self.study.leases.take(self.ranking(), client, self.name)
+        if lease is None:
+            logger.info("%s: no image left for %r", self.name, client)
+            return {}
+        return {
+            "id": lease.image,
+            "why": lease.why,
+            "score": lease.value,
+            "lease_minutes": self.study.settings.lease_minutes,
+        }
+
+    def ranking(self) -> list[Scored]:
+        """All unlabelled images, best first."""
+        pool = self.study.unlabelled()
+        if self.method is None:
+            return self._rank([Candidate(identifier) for identifier in pool], ())
+        champion = self.study.registry.champion(self.method)
+        version = champion.number if champion else -1
+        scores = {k: s for k, s in self.study.scores(self.method).all().items() if s.version == version}
+        ranked = self._rank([_candidate(i, scores.get(i)) for i in pool], self._covered(scores))
+        if champion is not None:
+            return ranked
+        return [Scored(s.id, s.value, "no model yet, random order") for s in ranked]
+
+    def _covered(self, scores: Mapping[str, StoredScore]) -> list[tuple[float, ...]]:
+        """Features of images that were scored by the present model and labelled since, or are held by an annotator."""
+        taken = {*self.study.labelled(), *(lease.image for lease in self.study.leases.active())}
+        return [scores[i].features for i in sorted(taken) if i in scores and scores[i].features]
+
+
+def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
+    """`<method>`: highest score first; `<method>_diverse`: spread over the pool as well; `random`; `first`."""
+    seed, weight = study.settings.seed, study.settings.diversity
+    found = {}
+    for method in study.settings.models:
+        found[method] = MedsegStrategy(
+            study, method, f"what {method} is most unsure of", lambda pool, _: by_score(pool, seed), method
+        )
+        name = f"{method}_diverse"
+        found[name] = MedsegStrategy(
+            study, name, f"unsure of by {method} and unlike what is labelled", partial(_diverse, weight, seed), method
+        )
+    found["random"] = MedsegStrategy(study, "random", "stable random order", lambda pool, _: random_order(pool, seed))
+    found["first"] = MedsegStrategy(study, "first", "order of names", lambda pool, _: first(pool))
+    return found
+
+
+def _diverse(weight: float, seed: int, pool: Sequence[Candidate], covered: Sequence[Sequence[float]]) -> list[Scored]:
+    return diverse(pool, covered, weight, seed)
+
+
+def _candidate(identifier: str, score: StoredScore | None) -> Candidate:
+    if score is None or score.value is None:
+        return Candidate(identifier)
+    return Candidate(identifier, score.value, score.why, score.features)

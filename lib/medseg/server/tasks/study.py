@@ -1,0 +1,188 @@
+"""What the tasks of one study share: settings, labels, folders, models, scores, leases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg.acquisition.leases import LeaseBook
+from medseg.acquisition.score_store import ScoreStore, image_stamp
+from medseg.cases import Case, image_suffix, patient_of
+from medseg.errors import MedsegError, NotFoundError
+from medseg.server.settings import AppSettings
+from medseg.training.registry import ModelRegistry
+from medseg.training.split import Split, SplitManifest
+from medseg.transforms.io import read_mask
+from medseg.weak import parse_weak
+
+MASKS_READ = 8  # ours: masks looked at for values that nobody named; reading all would delay the start
+
+
+def study_key(studies: str) -> str:
+    """Folder name of a study's models: a slug people recognise, and 6 hex digits that keep equal names apart."""
+    where = studies if "://" in studies else str(Path(studies).absolute())
+    slug = re.sub(r"[^a-z0-9]+", "-", where.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-") or "study"
+    return f"{slug[:40]}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"
+
+
+class Study:
+    """One studies folder (or DICOMweb server) as the tasks see it.
+
+    Args:
+        settings: settings of the app.
+        model_dir: folder of all studies' models.
+        studies: folder or URL of the images.
+        datastore: MONAI Label datastore over them.
+
+    Attributes:
+        key: name of the study's folder in `model_dir`.
+    """
+
+    def __init__(self, settings: AppSettings, model_dir: Path, studies: str, datastore: Any) -> None:
+        self.settings = settings
+        self.studies = studies
+        self.datastore = datastore
+        self.key = study_key(studies)
+        self.folder = Path(model_dir) / self.key
+        self.registry = ModelRegistry(Path(model_dir), study=self.key, tracking_uri=settings.tracking_uri)
+        self.leases = LeaseBook(self.folder / "leases.json", settings.lease_minutes)
+        self.split_lock = threading.Lock()
+        self._scores: dict[str, ScoreStore] = {}
+        self._fixed = fixed_labels(settings, studies)
+        self._highest: dict[str, int] = {}
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Label name -> 1..N.
+
+        `fixed_labels` where there are some. Else the names that annotators saved; values of masks that nobody named
+        are `label_1`, `label_2`, ...; an empty study has the single label `label_1`.
+        """
+        if self._fixed:
+            return dict(self._fixed)
+        named = dict(getattr(self.datastore, "labels", {}))
+        indices = {index: name for name, index in named.items()}
+        count = max([1, *indices, *(self._highest_value(i) for i in self.labelled()[:MASKS_READ])])
+        return {indices.get(index, f"label_{index}"): index for index in range(1, count + 1)}
+
+    def scores(self, method: str) -> ScoreStore:
+        """Acquisition scores by one method's champion."""
+        return self._scores.setdefault(method, ScoreStore(self.folder / "scores" / f"{method}.json"))
+
+    def runs(self, method: str) -> Path:
+        """Folder of the method's training runs."""
+        return self.folder / method / "runs"
+
+    # -- images ------------------------------------------------------------------------------------------------------
+
+    def image(self, identifier: str) -> Path:
+        """Path of an image.
+
+        Raises:
+            NotFoundError: no such image.
+        """
+        uri = self.datastore.get_image_uri(identifier) if identifier else ""
+        if not uri:
+            raise NotFoundError(
+                f"there is no image {identifier!r} in this study; GET /datastore/?output=all lists them"
+            )
+        return Path(uri)
+
+    def unlabelled(self) -> list[str]:
+        """Ids of images without a final label, in order."""
+        return sorted(self.datastore.get_unlabeled_images())
+
+    def labelled(self) -> list[str]:
+        """Ids of images with a final label, in order."""
+        return sorted(self.datastore.get_labeled_images())
+
+    def stamps(self, identifiers: list[str]) -> dict[str, str]:
+        """Image id -> stamp of its file, of images that are there."""
+        return {i: image_stamp(Path(uri)) for i in identifiers if (uri := self._local_uri(i))}
+
+    def _local_uri(self, identifier: str) -> str:
+        """Path of an image; for a DICOMweb study the id, whose images never change and must not be fetched to ask."""
+        return identifier if "://" in self.studies else self.datastore.get_image_uri(identifier)
+
+    # -- cases -------------------------------------------------------------------------------------------------------
+
+    def case(self, identifier: str) -> Case:
+        """Everything known of an image."""
+        info = self.datastore.get_image_info(identifier) or {}
+        weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+        return Case(
+            id=identifier,
+            image=self.image(identifier),
+            label=self._label(identifier, "final"),
+            regions=self._label(identifier, "regions"),
+            weak=weak,
+            domain=weak.domain if weak else None,
+            patient=str(info.get("patient") or patient_of(identifier, self.settings.patient_pattern)),
+            dataset=self.key,
+        )
+
+    def cases(self) -> list[Case]:
+        """All images, labelled or not, in order of their ids."""
+        return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
+
+    def split(self, cases: list[Case]) -> Split:
+        """Training and frozen validation cases; new labelled patients get their role now, for ever."""
+        explicit = self.settings.validation
+        known = {case.id for case in cases} | {case.patient for case in cases}
+        missing = [identifier for identifier in explicit if identifier not in known]
+        if missing:
+            raise NotFoundError(f"--conf validation names {', '.join(missing)}, which is no image of this study")
+        with self.split_lock:
+            manifest = SplitManifest(self.folder / "split.json", self.settings.validation_fraction, explicit)
+            return manifest.assign(cases)
+
+    def _highest_value(self, identifier: str) -> int:
+        """Highest value of an image's mask; 1 where it cannot be read. Read once per file."""
+        label = self._label(identifier, "final")
+        stamp = f"{label}-{image_stamp(label)}" if label else ""
+        if label and stamp not in self._highest:
+            try:
+                self._highest[stamp] = int(read_mask(label).max())
+            except MedsegError:
+                self._highest[stamp] = 1
+        return self._highest.get(stamp, 1)
+
+    def _label(self, identifier: str, tag: str) -> Path | None:
+        label = self.datastore.get_label_by_image_id(identifier, tag)
+        uri = self.datastore.get_label_uri(label, tag) if label else ""
+        return Path(uri) if uri and image_suffix(Path(uri)) and Path(uri).exists() else None
+
+
+def fixed_labels(settings: AppSettings, studies: str) -> dict[str, int]:
+    """The labels that somebody stated: `--conf labels`, or `labels.json` in the studies folder; {} where nobody did.
+
+    Raises:
+        MedsegError: `labels.json` is not a list of names or an object {name: 1..N}.
+    """
+    if settings.labels:
+        return _numbered(settings.labels)
+    stated = Path(studies) / "labels.json"
+    return _stated_labels(stated) if "://" not in studies and stated.is_file() else {}
+
+
+def _numbered(names: tuple[str, ...] | list[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names, start=1)}
+
+
+def _stated_labels(path: Path) -> dict[str, int]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MedsegError(f"{path} is not JSON: {error}") from error
+    names = sorted(value, key=lambda name: value[name]) if isinstance(value, Mapping) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise MedsegError(f'{path} must hold a list of label names or an object {{"name": 1, ...}}')
+    labels = _numbered(names)
+    if len(labels) != len(names) or (isinstance(value, Mapping) and labels != value):
+        raise MedsegError(f"{path} must number its labels 1..{len(names)} without gaps, got {value}")
+    return labels

@@ -1,0 +1,224 @@
+"""Training over any Method: cases from the datastore, one run folder, the gate, a new version."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.interfaces.tasks.train import TrainTask
+
+from medseg.cases import Case, save_cases
+from medseg.errors import ConflictError, MedsegError
+from medseg.files import read_json
+from medseg.methods import method_class
+from medseg.methods.base import MethodConfig, Supervision
+from medseg.server.tasks.device import device_choices, resolve_device
+from medseg.server.tasks.distributed import train_distributed
+from medseg.server.tasks.study import Study
+from medseg.server.tasks.train_runs import OpenRun, TrainRuns, fingerprint
+from medseg.training.gate import gate
+from medseg.training.run import TrainingJob, TrainingStoppedError, train
+from medseg.training.split import Split
+
+logger = logging.getLogger(__name__)
+
+SERVER_PID = "MEDSEG_SERVER_PID"
+"""Environment variable by which the server tells its jobs whom to watch; MONAI Label passes jobs its environment."""
+
+LOCK_WAIT_SECONDS = 60.0  # ours: an orphaned training notices within an iteration that its server is gone
+
+FOREIGN = frozenset({"model", "client_id", "local_rank", "multi_gpu", "gpus", "name", "method"})
+"""Request keys that MONAI Label or viewers add and that are no settings."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A train request, checked."""
+
+    config: MethodConfig
+    device: str
+    processes: int
+    resume: bool
+    labelled: int | None
+
+
+class MedsegTrain(TrainTask):
+    """Trains one method on everything the datastore knows.
+
+    Request keys: `device`, `processes` (of torchrun, one GPU each), `resume` (default true), `labelled` (use only the
+    first N labelled training images), and every setting of the method's config, for example `iterations` and `seed`.
+    """
+
+    def __init__(self, study: Study, method: str) -> None:
+        super().__init__(method_class(method).title)
+        self.study, self.method = study, method
+        self.runs = TrainRuns(study.folder / method)
+
+    def config(self) -> dict[str, Any]:
+        """What viewers offer to change."""
+        config = self.study.settings.config(self.method)
+        return {
+            "iterations": config.iterations,
+            "seed": config.seed,
+            "learning_rate": config.learning_rate,
+            "device": device_choices(self.study.settings.device),
+            "resume": True,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Progress of the present or last training."""
+        return self.runs.stats()
+
+    def check(self, request: Mapping[str, Any]) -> TrainRequest:
+        """Read a request. Called before a job is queued, so that mistakes are answered and not buried in its log.
+
+        Raises:
+            MedsegError: unknown setting, bad value, or nothing to learn from.
+        """
+        options = {key: value for key, value in request.items() if key not in FOREIGN}
+        device = resolve_device(options.pop("device", None), self.study.settings.device)
+        resume = str(options.pop("resume", True)).lower() not in ("false", "0", "no", "off")
+        labelled = _count(options.pop("labelled", None), "labelled")
+        processes = _count(options.pop("processes", None), "processes") or self._processes(device)
+        if "init" in options:  # a file name from the network; people set it with --conf
+            raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
+        settings = {
+            key: value[0] if isinstance(value, list) and key != "patch" else value for key, value in options.items()
+        }
+        init = self._init()
+        config = self.study.settings.config(self.method, {**settings, **({"init": init} if init else {})})
+        if Supervision.MASKS in method_class(self.method).supervision and not self.study.labelled():
+            raise ConflictError(
+                "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
+            )
+        return TrainRequest(config, device, processes, resume, labelled)
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Train, then let the gate decide.
+
+        Returns:
+            The decision, with the run's state; written to `last.json` as well.
+
+        Raises:
+            MedsegError: one sentence; `last.json` holds it too.
+        """
+        started = time.monotonic()
+        self.runs.record("running")
+        try:
+            decision = self._train(self.check(request))
+        except Exception as error:
+            self._record_failure(error, time.monotonic() - started)
+            raise
+        self.runs.record("done", self._newest(), decision=decision, seconds=round(time.monotonic() - started, 1))
+        return {**self.stats(), "decision": decision}
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _train(self, request: TrainRequest) -> dict[str, Any]:
+        split = _first_labelled(self.study.split(self.study.cases()), request.labelled)
+        mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
+        run = self.runs.open(mark, request.resume)
+        self.runs.record("running", run.path)
+        save_cases(run.path / "cases.json", (*split.training, *split.validation))
+        logger.info(
+            "training %s on %d labelled and %d unlabelled images, %d validate; %s run %s",
+            self.method, split.labelled, len(split.training) - split.labelled, len(split.validation),
+            "resuming" if run.resume else "new", run.path.name,
+        )  # fmt: skip
+        self._run(request, split, run)
+        logger.info("comparing the candidate with the current model")
+        result = gate(
+            self.study.registry, self.method, run.path, split.validation, request.device, self.study.settings.gate_eps
+        )
+        decision = {
+            "published": result.published,
+            "version": result.version,
+            "reason": result.reason,
+            "quality": result.candidate.get("quality") if result.candidate else None,
+            "incumbent": result.incumbent.get("quality") if result.incumbent else None,
+            "labelled": split.labelled,
+            "validation": len(split.validation),
+        }
+        self.runs.close(run.path, decision)
+        logger.info("%s", result.reason)
+        return decision
+
+    def _run(self, request: TrainRequest, split: Split, run: OpenRun) -> None:
+        job = TrainingJob(
+            method=self.method,
+            config=request.config,
+            labels=self.study.labels,
+            training=split.training,
+            validation=split.validation,
+            out=run.path,
+            device=request.device,
+            resume=run.resume,
+            watch_pids=watched_pids(),
+        )
+        if request.processes > 1:
+            train_distributed(job, request.processes)
+            return
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                train(job)
+                return
+            except ConflictError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+                job = replace(job, resume=True)  # whoever held the run has written a newer checkpoint
+
+    def _record_failure(self, error: Exception, seconds: float) -> None:
+        sentence = str(error) if isinstance(error, MedsegError) else f"training failed: {type(error).__name__}: {error}"
+        state = "stopped" if isinstance(error, TrainingStoppedError) else "failed"
+        run = read_json(self.runs.last, default={}).get("run")
+        self.runs.record(state, self.runs.runs / run if run else None, error=sentence, seconds=round(seconds, 1))
+
+    def _newest(self) -> Path | None:
+        return (self.runs.folders() or [None])[-1]
+
+    def _processes(self, device: str) -> int:
+        if device != "cuda":
+            return 1
+        wanted = self.study.settings.gpus
+        there = torch.cuda.device_count()
+        return there if wanted == "all" else min(int(wanted), there)
+
+    def _init(self) -> str | None:
+        if self.study.settings.init != "champion":
+            return self.study.settings.init
+        champion = self.study.registry.champion(self.method)
+        return str(champion.folder / "model.safetensors") if champion else None
+
+
+def _first_labelled(split: Split, count: int | None) -> Split:
+    """Hide the masks of all but the first `count` labelled training cases."""
+    if count is None:
+        return split
+    masked = [case.id for case in split.training if case.label is not None]
+    if not 1 <= count <= len(masked):
+        raise MedsegError(f"labelled is {count}; this study has {len(masked)} labelled images that may train")
+    kept = set(masked[:count])
+    training: tuple[Case, ...] = tuple(case if case.id in kept else case.without_label() for case in split.training)
+    return Split(training, split.validation)
+
+
+def _count(value: Any, name: str) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
+        raise MedsegError(f"{name} is {value!r}; give a whole number from 1")
+    return int(value)
+
+
+def watched_pids() -> tuple[int, ...]:
+    """The server that started this job, where one did; a job without its server has nobody to answer to."""
+    server = os.environ.get(SERVER_PID)
+    return (int(server),) if server else ()
