@@ -1,0 +1,170 @@
+"""Whole benchmarks of a tiny method on phantoms."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from medseg.benchmark import runner
+from medseg.benchmark.request import BenchmarkRequest
+from medseg.benchmark.runner import run_benchmark
+from medseg.errors import MedsegError
+from medseg.files import read_json
+
+
+def test_summary_is_complete_and_its_means_are_those_of_its_cases(request_for, pictures):
+    request = request_for(pictures)
+
+    summary = run_benchmark(request)
+
+    assert summary == read_json(request.out / "summary.json")
+    assert (summary["metric"], list(summary["arms"]), summary["complete"]) == ("dice", ["plain", "full"], True)
+    arm = summary["arms"]["full"]
+    assert (arm["iterations"], arm["seeds"], len(arm["cases"])) == (4, 2, 3)
+    by_seed = [np.mean(list(arm["cases_by_seed"][seed].values())) for seed in ("0", "1")]
+    assert arm["mean"] == pytest.approx(np.mean(by_seed))
+    assert arm["sd"] == pytest.approx(np.std(by_seed, ddof=1))
+    assert arm["seconds"] > 0
+    assert arm["peak_memory_mb"] > 50
+    assert summary["differences"]["full"]["mean"] == pytest.approx(arm["mean"] - summary["arms"]["plain"]["mean"])
+
+
+def test_no_held_out_case_is_trained_on_and_masks_of_the_pool_are_hidden(request_for, pictures, tiny):
+    summary = run_benchmark(request_for(pictures, seeds=1))
+
+    trained = {identifier for identifier, _ in tiny.seen}
+    assert not trained & set(summary["held_out"][0])
+    assert {i for i, labelled in tiny.seen if labelled} == set(summary["labelled"][0]) == {"s_000", "s_001"}
+    assert len(trained) == 5
+
+
+def test_report_shows_arms_cases_curves_and_overlays(request_for, pictures):
+    request = request_for(pictures, seeds=1)
+
+    run_benchmark(request)
+
+    text = (request.out / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", text)
+    assert titles == ["Arms", "Cases", "Training", "Held-out cases", "Settings"]
+    assert text.count("data:image/png") == 1 + 1 + 2 * 3
+    assert "Not complete" not in text
+
+
+def test_second_call_runs_nothing_and_more_seeds_run_only_those(request_for, pictures, monkeypatch):
+    first = run_benchmark(request_for(pictures, seeds=1))
+    ran: list[str] = []
+    original = runner.run_trial
+    monkeypatch.setattr(runner, "run_trial", lambda trial: (ran.append(trial.name), original(trial))[1])
+
+    again = run_benchmark(request_for(pictures, seeds=1))
+    more = run_benchmark(request_for(pictures, seeds=2))
+
+    assert again == first
+    assert ran == ["plain_seed1", "full_seed1"]
+    assert more["arms"]["full"]["mean_by_seed"]["0"] == first["arms"]["full"]["mean"]
+
+
+def test_killed_benchmark_keeps_its_finished_runs(request_for, pictures, monkeypatch):
+    original = runner.run_trial
+
+    def die_at_second(trial):
+        if trial.name == "full_seed0":
+            raise KeyboardInterrupt
+        return original(trial)
+
+    monkeypatch.setattr(runner, "run_trial", die_at_second)
+    request = request_for(pictures, seeds=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(request)
+
+    kept = read_json(request.out / "summary.json")
+    assert (list(kept["arms"]), kept["complete"]) == (["plain"], False)
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(request_for, pictures):
+    run_benchmark(request_for(pictures, seeds=1))
+
+    with pytest.raises(MedsegError, match=r"plain_seed0 was made with other settings .*iterations 4 -> 6.*--out"):
+        run_benchmark(request_for(pictures, seeds=1, iterations=6))
+
+
+def test_failing_arm_is_reported_and_the_others_go_on(request_for, pictures):
+    request = request_for(pictures, seeds=2, arms=("plain", "broken"))
+
+    summary = run_benchmark(request)
+
+    assert (list(summary["arms"]), summary["complete"]) == (["plain"], False)
+    assert summary["failed"] == {"broken": "this arm is broken on purpose"}
+    assert "broken on purpose" in (request.out / "report.html").read_text(encoding="utf-8")
+
+
+def test_only_failing_arms_end_in_their_sentence(request_for, pictures):
+    with pytest.raises(MedsegError, match="no arm of the benchmark ended well; broken: this arm is broken"):
+        run_benchmark(request_for(pictures, seeds=1, arms=("broken",)))
+
+
+def test_arm_that_is_a_function_gives_its_own_metric(request_for, pictures):
+    summary = run_benchmark(request_for(pictures, arms=("speed",)))
+
+    arm = summary["arms"]["ours"]
+    assert (summary["metric"], summary["higher_is_better"], summary["unit"]) == ("seconds_per_step", False, "s")
+    assert (arm["mean"], arm["sd"], arm["seconds"], arm["cases"]) == (3.5, 0.0, 7.0, {})
+    assert arm["extra"]["note"] == "tiny on cpu"
+
+
+def test_arm_that_trains_by_itself_is_evaluated_on_the_held_out_cases(request_for, pictures):
+    summary = run_benchmark(request_for(pictures, seeds=1, arms=("full", "inside")))
+
+    assert summary["arms"]["inside"]["cases"].keys() == summary["arms"]["full"]["cases"].keys()
+    assert summary["arms"]["inside"]["iterations"] == 2
+
+
+def test_folds_on_volumes_report_on_every_masked_case(request_for, volumes):
+    request = request_for(volumes, seeds=1, folds=2, labelled=2, arms=("full",), settings={"dimension": 3})
+
+    summary = run_benchmark(request)
+
+    assert sorted(summary["arms"]["full"]["cases"]) == [f"v_00{i}" for i in range(5)]
+    assert (request.out / "runs" / "full_seed0_fold1" / "model.safetensors").exists()
+    assert {"dice_atrium", "dice_ventricle", "hd95_mm"} <= summary["arms"]["full"]["metrics"].keys()
+    text = (request.out / "report.html").read_text(encoding="utf-8")
+    assert "atrium" not in summary["failed"]
+    assert text.count("data:image/png") == 1 + 1 + 3
+
+
+def test_preset_for_larger_data_holds_out_fewer_cases(request_for, pictures):
+    summary = run_benchmark(request_for(pictures, seeds=1, labelled=6, arms=("full",)))
+
+    assert len(summary["held_out"][0]) == 1
+
+
+def test_runs_in_processes_of_their_own_give_the_same_and_two_at_a_time(tmp_path, pictures):
+    def bench(name: str, **changes: object) -> dict:
+        settings = {"patch": "16,16", "width": 4, "labelled_batch": 2}
+        options = {"arms": ("unet", "vnet"), "labelled": 2, "held_out": 2, "iterations": 2, "scale": 1.0, "seeds": 1}
+        request = BenchmarkRequest(
+            "supervised", (pictures,), tmp_path / name, device="cpu", settings=settings, **options, **changes
+        )
+        return run_benchmark(request)
+
+    inside, outside = bench("inside", isolate=False), bench("outside", jobs=2)
+
+    assert outside["complete"]
+    for arm in ("unet", "vnet"):
+        assert outside["arms"][arm]["cases"] == pytest.approx(inside["arms"][arm]["cases"], abs=1e-4)
+
+
+def test_process_that_fails_leaves_its_sentence(tmp_path, pictures):
+    broken = tmp_path / "broken"
+    for part in ("images", "labels"):
+        (broken / part).mkdir(parents=True)
+        for file in sorted((pictures / part).iterdir()):
+            (broken / part / file.name).write_bytes(b"no picture" if part == "images" else file.read_bytes())
+
+    with pytest.raises(MedsegError, match=r"unet: .*s_00\d\.png cannot be read, it seems damaged"):
+        run_benchmark(
+            BenchmarkRequest(
+                "supervised", (broken,), tmp_path / "out", arms=("unet",), labelled=2, held_out=2, seeds=1, device="cpu"
+            )
+        )
