@@ -123,6 +123,8 @@ def check_arguments(kind: str, arguments: dict[str, Any]) -> None:
     uploads = [arguments.get("file"), arguments.get("label"), *(arguments.get("files") or [])]
     for upload in uploads:
         if isinstance(upload, UploadFile) and upload.filename:
+            # MONAI Label's client sends the whole path of its file; only the last part may reach upstream
+            upload.filename = upload.filename.replace("\\", "/").rpartition("/")[2]
             check_upload(kind, upload.filename, is_label=upload is arguments.get("label"))
 
 
