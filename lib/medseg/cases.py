@@ -63,17 +63,16 @@ class Case:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Case:
         """Inverse of `to_dict`."""
-        paths = {k: Path(value[k]) if value.get(k) else None for k in ("label", "regions")}
         weak = parse_weak(value["weak"], f"case {value['id']}") if value.get("weak") else None
-        known = {k: value.get(k) for k in ("domain",)}
         return cls(
             id=value["id"],
             image=Path(value["image"]),
+            label=Path(value["label"]) if value.get("label") else None,
+            regions=Path(value["regions"]) if value.get("regions") else None,
             weak=weak,
+            domain=value.get("domain"),
             patient=value.get("patient") or "",
             dataset=value.get("dataset") or "",
-            **paths,
-            **known,
         )
 
 

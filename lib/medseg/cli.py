@@ -73,11 +73,15 @@ def _settings(
 
 @app.command()
 def serve(
-    studies: Annotated[str, typer.Option("--studies", help="Folder of images, or the URL of a DICOMweb archive.")],
+    studies: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--studies", help="Folder of images, or the URL of a DICOMweb archive."),
+    ] = None,
     models: Annotated[str, typer.Option("--models", help="Methods to serve, comma-separated; default: all.")] = "",
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", help="127.0.0.1 answers this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     conf: Annotated[list[str], typer.Option("--conf", help="Further app settings, key=value; repeat.")] = [],  # noqa: B006
+    demo: Annotated[bool, typer.Option("--demo", help="Serve a small phantom study, made in demo/study.")] = False,
     app_dir: Annotated[Optional[Path], typer.Option("--app", help="Folder of the app.")] = None,  # noqa: UP045
 ) -> None:
     """Start the MONAI Label server with this app."""
@@ -85,7 +89,13 @@ def serve(
     from medseg.training.settings import parse_pairs
 
     settings = {**({"models": models} if models else {}), **parse_pairs(conf)}
-    raise typer.Exit(start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings))
+    if demo and studies is None:
+        studies = str(_demo_study(Path("demo") / "study"))
+        settings = {"caml.iterations": "200", "supervised.iterations": "200", **settings}  # a first round in minutes
+    if studies is None:
+        raise MedsegError("--studies is missing; give a folder of images or a DICOMweb URL, or try --demo")
+    _explain_next_steps(studies, host, port, models or "caml")
+    start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings)
 
 
 @app.command()
@@ -152,7 +162,7 @@ def evaluate(
     if seen := sorted(known & {case.id for case in cases}):
         typer.secho(f"warning: the model learnt from {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
     with tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty()) as bar:
-        result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1) and None)
+        result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1))
     _show_table(result.cases, result.mean)
     typer.echo(f"missed structures: {result.missed}")
     if json:
@@ -282,11 +292,12 @@ def phantom(
     folder: Annotated[Path, typer.Argument(help="Studies folder to make.")],
     count: Annotated[int, typer.Option("--count", min=1)] = 12,
     labelled: Annotated[int, typer.Option("--labelled", min=0)] = 4,
+    plain: Annotated[bool, typer.Option("--plain", help="Write images/ and labels/ instead.")] = False,
 ) -> None:
     """Make a small study of synthetic volumes with exact truth, to try everything at once."""
-    from medseg.phantoms.study import write_study
+    from medseg.phantoms.study import write_dataset, write_study
 
-    write_study(folder, count=count, labelled=labelled)
+    (write_dataset if plain else write_study)(folder, count=count, labelled=labelled)
     typer.echo(f"{folder}: {count} volumes, {min(labelled, count)} of them labelled")
 
 
@@ -300,6 +311,33 @@ def default_app() -> Path:
     if not (folder / "main.py").exists():
         raise MedsegError(f"the app is not at {folder}; name its folder with --app (or its models with --store)")
     return folder
+
+
+def _demo_study(folder: Path) -> Path:
+    """The phantom study of `--demo`; one that is there already is kept, with all that was labelled in it."""
+    if not folder.exists():
+        from medseg.phantoms.study import write_study
+
+        write_study(folder)
+        typer.echo(f"made a phantom study in {folder}: 12 volumes, 4 of them labelled")
+    return folder
+
+
+def _explain_next_steps(studies: str, host: str, port: int, models: str) -> None:
+    url = f"http://{host}:{port}"
+    model = models.split(",")[0]
+    typer.echo(
+        f"""
+medseg serves {studies}
+
+  status page   {url}/medseg/
+  3D Slicer     MONAI Label module: server {url}, then Next Sample, Submit Label, Train
+  OHIF          {url}/ohif/ (for a DICOMweb archive)
+  train now     curl -X POST {url}/train/{model} -H 'Content-Type: application/json' -d '{{}}'
+
+The first model appears after the first training. Stop with Ctrl-C; labels and models stay.
+"""
+    )
 
 
 def _pairs(items: list[str]) -> dict[str, Any]:

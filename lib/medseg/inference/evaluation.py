@@ -30,7 +30,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor, cases: Sequence[Case], progress: Callable[[Case, dict[str, float]], None] | None = None
+    predictor: Predictor, cases: Sequence[Case], progress: Callable[[Case, dict[str, float]], object] | None = None
 ) -> Evaluation:
     """Predict and measure every case that has a mask.
 

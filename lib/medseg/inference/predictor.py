@@ -68,7 +68,7 @@ class _Inference:
 
     def __exit__(self, *error: object) -> None:
         for context in reversed(self.contexts):
-            context.__exit__(*error)  # type: ignore[arg-type]
+            context.__exit__(*error)
         self.network.train(self.was_training)
 
 

@@ -90,8 +90,8 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if self.mask is None and self.probabilities is not None:
-            mask = self.probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
-            self.mask = MetaTensor(mask.as_tensor(), affine=self.probabilities.affine)
+            mask = self.probabilities.as_tensor().argmax(dim=0, keepdim=True).to(torch.uint8)
+            self.mask = MetaTensor(mask, affine=self.probabilities.affine)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from monai.transforms import (
     RandGaussianSmoothd,
     RandRotate90d,
     RandScaleIntensityd,
+    Transform,
 )
 
 from medseg.cases import Case
@@ -125,7 +126,7 @@ class PatchMethod(Method):
 
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Crop one patch and augment it, image and label alike."""
-        tensors = {key: loaded[key].as_tensor() for key in ("image", "label") if key in loaded}
+        tensors: dict[str, torch.Tensor] = {k: loaded[k].as_tensor() for k in ("image", "label") if k in loaded}
         tensors = random_crop(tensors, self.config.patch, self.config.foreground_crops, generator)
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
         return augment(tensors, self.config.augmentation, self.dimension, seed)
@@ -155,13 +156,14 @@ class PatchMethod(Method):
             device=device,
         )
         batch = image.as_tensor()[None].to(device)
-        return inferer(batch, function)[0].float().cpu()  # type: ignore[union-attr]
+        return inferer(batch, function)[0].float().cpu()
 
     def finish(self, prediction: Prediction, case: Case) -> Prediction:
         """Keep the largest component of every label, where the config asks for it."""
         if self.config.largest_component and prediction.mask is not None:
             keep = KeepLargestConnectedComponent(applied_labels=list(self.labels.values()), independent=True)
-            prediction.mask = MetaTensor(keep(prediction.mask).as_tensor(), affine=prediction.mask.affine)
+            cleaned = torch.as_tensor(keep(prediction.mask.as_tensor()))
+            prediction.mask = MetaTensor(cleaned, affine=prediction.mask.affine)
         return prediction
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -245,7 +247,7 @@ def augment(tensors: dict[str, torch.Tensor], kind: str, dimension: int, seed: i
     if kind == "none":
         return {key: value.contiguous() for key, value in tensors.items()}
     keys = list(tensors)
-    steps = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(2)]
+    steps: list[Transform] = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(2)]
     steps += [RandRotate90d(keys, prob=0.75, max_k=3)] if tensors[keys[0]].shape[1] == tensors[keys[0]].shape[2] else []
     if kind == "strong":
         steps += _strong_steps(keys, dimension)
@@ -259,7 +261,7 @@ def augment(tensors: dict[str, torch.Tensor], kind: str, dimension: int, seed: i
     }
 
 
-def _strong_steps(keys: list[str], dimension: int) -> list[object]:
+def _strong_steps(keys: list[str], dimension: int) -> list[Transform]:
     """Ours: moderate ranges in the spirit of nnU-Net's defaults, for very few labelled cases."""
     turn = (0.0, 0.0, 0.26) if dimension == 3 else (0.26,)  # radians, about 15 degrees in the plane
     modes = ["bilinear" if key == "image" else "nearest" for key in keys]

@@ -50,7 +50,7 @@ class CaseCache:
         return sample
 
 
-class IterationDataset(Dataset):  # type: ignore[type-arg]
+class IterationDataset(Dataset):
     """Item t is this rank's share of the batch of iteration t.
 
     Args:
@@ -106,7 +106,7 @@ def iteration_loader(dataset: IterationDataset, start: int, workers: int) -> Dat
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch
-        sampler=range(start, len(dataset)),  # type: ignore[arg-type]
+        sampler=range(start, len(dataset)),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

@@ -187,7 +187,7 @@ class Run:
         self.method.network.to(self.device).train()
         self.optimizer = self.method.optimizer()
         self.scheduler = self.method.scheduler(self.optimizer)
-        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=amp_dtype(config.amp, self.device) is torch.float16
         )
         step: nn.Module = TrainingStep(self.method)
@@ -253,7 +253,7 @@ class Run:
     def _read_terms(self, done: int, output: dict[str, torch.Tensor]) -> None:
         values = torch.stack([value.float().mean() for value in output.values()])
         if idist.get_world_size() > 1:
-            values = idist.all_reduce(values) / idist.get_world_size()  # type: ignore[assignment,operator]
+            values = idist.all_reduce(values) / idist.get_world_size()  # type: ignore[assignment]
         terms = dict(zip(output, values.tolist(), strict=True))
         wrong = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
         if wrong:
@@ -296,7 +296,7 @@ class Run:
             self.stop_reason = f"process {gone}, which asked for it, is gone"
         if idist.get_world_size() > 1:  # all processes must stop at the same iteration
             flag = torch.tensor(1.0 if self.stop_reason else 0.0, device=self.device)
-            if float(idist.all_reduce(flag)) > 0 and not self.stop_reason:  # type: ignore[arg-type]
+            if float(idist.all_reduce(flag)) > 0 and not self.stop_reason:
                 self.stop_reason = "another process of the run was asked to stop"
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

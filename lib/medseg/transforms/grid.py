@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
@@ -23,7 +24,11 @@ def spacing_of(image: MetaTensor) -> tuple[float, ...]:
 
 def to_canonical(image: MetaTensor) -> MetaTensor:
     """Flip and permute the axes of a volume (C, D, H, W) to the nearest RAS order; pictures stay as they are."""
-    return Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(image) if image.ndim == 4 else image
+    if image.ndim != 4:
+        return image
+    canonical = Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(image)
+    assert isinstance(canonical, MetaTensor)
+    return canonical
 
 
 def resize(image: MetaTensor, size: Sequence[int], mode: str = "linear") -> MetaTensor:
@@ -70,9 +75,10 @@ def to_grid(tensor: MetaTensor, like: MetaTensor, mode: str = "linear") -> MetaT
         mode="bilinear" if mode == "linear" else "nearest",
         padding_mode="border" if mode == "linear" else "zeros",
         align_corners=False,
-        dtype=torch.float32,
+        dtype=np.float32,
     )
     result = resample(tensor, dst_affine=like.affine, spatial_size=shape)
+    assert isinstance(result, MetaTensor)
     plain = result.as_tensor()
     return MetaTensor(plain if mode == "linear" else plain.round().to(tensor.dtype), affine=like.affine)
 

@@ -108,4 +108,5 @@ class PaddedUNet(nn.Module):
         missing = [-n % self.multiple for n in grid]
         pads = [side for m in reversed(missing) for side in (0, m)]
         logits: torch.Tensor = self.net(nn.functional.pad(x, pads))
-        return logits[(..., *(slice(0, n) for n in grid))]
+        window: tuple[slice, ...] = (slice(None), slice(None), *(slice(0, n) for n in grid))
+        return logits[window]
