@@ -57,7 +57,8 @@ def test_a_tag_may_be_a_member_of_a_string_enumeration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "suffix"), [("a.b.NII.GZ", ".nii.gz"), ("x.seg.nrrd", ".seg.nrrd"), ("x.nrrd", ".nrrd"), ("w.json", ".json")]
+    ("name", "suffix"),
+    [("a.b.NII.GZ", ".nii.gz"), ("x.seg.nrrd", ".seg.nrrd"), ("x.nrrd", ".nrrd"), ("w.json", ".json")],
 )
 def test_label_suffix_is_the_longest_known_one(name: str, suffix: str) -> None:
     assert check_label_suffix(name) == suffix
