@@ -233,8 +233,14 @@ def simulate(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of labelling and training.")] = 3,
     per_round: Annotated[int, typer.Option("--per-round", min=1, help="Images labelled in each round.")] = 2,
     initial: Annotated[int, typer.Option("--initial", min=1, help="Labels before the first round.")] = 4,
-    validation: Annotated[int, typer.Option("--validation", min=1, help="Frozen validation cases.")] = 5,
-    test: Annotated[int, typer.Option("--test", min=1, help="Cases kept from the server, for the curves.")] = 10,
+    validation: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--validation", min=1, help="Frozen validation cases; default: a tenth, at most 8."),
+    ] = None,
+    test: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--test", min=1, help="Cases kept from the server for the curves; default: a fifth, at most 10."),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions of every strategy.")] = 1,
     preset: PresetOption = None,
     scale: ScaleOption = None,
