@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 def insert_after(network: nn.Module, name: str, block: nn.Module) -> None:
@@ -35,7 +36,8 @@ class HookedBranch(nn.Module):
 
     Args:
         network: maps an image (B, C, *grid) to logits (B, classes, *grid).
-        head: dotted name of the sub-module whose first input is the embedding (B, F, *grid).
+        head: dotted name of the sub-module whose first input is the embedding; where it lies on a coarser grid than
+            the logits, it is interpolated to theirs.
     """
 
     def __init__(self, network: nn.Module, head: str) -> None:
@@ -58,4 +60,8 @@ class HookedBranch(nn.Module):
             logits = self.network(image)
         finally:
             handle.remove()
-        return logits, seen[-1]
+        embedding = seen[-1]
+        if embedding.shape[2:] != logits.shape[2:]:
+            mode = "trilinear" if logits.ndim == 5 else "bilinear"
+            embedding = F.interpolate(embedding, logits.shape[2:], mode=mode, align_corners=False)
+        return logits, embedding

@@ -160,7 +160,7 @@ class _Layers:
         convolutions = [self.conv(i, o, kernel_size=3, padding=1) for i, o in pairwise(sizes)]
         units = [self.unit(convolution, channels) for convolution in convolutions]
         if residual:
-            units[-1] = units[-1][:-1]  # the level applies the last ReLU itself
+            del units[-1][-1]  # the level applies the last ReLU itself
         return Level(units, residual)
 
     def down(self, fine: int, coarse: int) -> nn.Module:

@@ -15,7 +15,6 @@ from medseg.methods.caml.correlation import Correlator
 from medseg.networks.hooks import HookedBranch, insert_after
 from medseg.networks.vnet import VNet
 
-
 Branch = VNet | HookedBranch
 
 
@@ -36,13 +35,16 @@ class CAMLNet(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, assistant: nn.Module, correlator: Correlator | None = None, average: bool = False
+        self, student: Branch, assistant: Branch, correlator: Correlator | None = None, average: bool = False
     ) -> None:
         super().__init__()
-        self.student = student
-        self.assistant = assistant
+        self.student: Branch = student
+        self.assistant: Branch = assistant
         self.correlator = correlator
-        self.average = copy.deepcopy(student).requires_grad_(False).eval() if average else None
+        self.average: Branch | None = None
+        if average:
+            self.average = copy.deepcopy(student)
+            self.average.requires_grad_(False).eval()
 
     @property
     def product(self) -> Branch:

@@ -27,7 +27,7 @@ _BEYOND = {"average": 0.99, "perturb": "intensity", "copy_paste": 1.0, "loss": "
 ARM_GROUPS = {
     "segmentation": ArmGroup(  # the ablation of the CAML card, sec. 1
         arms=(
-            Arm("supervised", {"network": "vnet", "loss": "dice"}, method="supervised"),
+            Arm("supervised", {"network": "vnet"}, method="supervised"),
             Arm("mutual", {"cma": False, "occ": False}),
             Arm("cma", {"occ": False}),
             Arm("occ", {"cma": False}),
