@@ -38,7 +38,8 @@ def compare_arms(arms: Mapping[str, Column], metric: str, unit: str = "", higher
     offsets = _offsets(arms)
     for index, arm in enumerate(arms.values()):
         axes.hlines(arm.mean, index - 0.31, index + 0.31, color=colour(index), linewidth=3, alpha=0.75)
-        axes.errorbar(index, arm.mean, yerr=arm.sd, color=INK, capsize=4, linewidth=1.4)
+        if arm.sd > 0:
+            axes.errorbar(index, arm.mean, yerr=arm.sd, color=INK, capsize=4, linewidth=1.4)
         places = [index + offsets[case] for case in arm.cases]
         axes.scatter(places, list(arm.cases.values()), s=14, color=colour(index), alpha=0.85, linewidths=0, zorder=3)
         axes.annotate(

@@ -72,7 +72,8 @@ def training_curves(runs: Mapping[str, Mapping[str, Curve]], title: str = "") ->
     for axes, term in zip(cells, terms, strict=False):
         for index, (name, run) in enumerate(runs.items()):
             if run.get(term):
-                axes.plot(*zip(*run[term], strict=True), color=colour(index), linewidth=1.2, label=name)
+                marker = "o" if len(run[term]) == 1 else ""
+                axes.plot(*zip(*run[term], strict=True), marker, ls="-", color=colour(index), lw=1.2, ms=4, label=name)
         plain_axes(axes, "iteration", "", term)
     for axes in cells[len(terms) :]:
         axes.set_visible(False)

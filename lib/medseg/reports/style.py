@@ -8,6 +8,7 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 """Okabe and Ito's colours, which people with a colour vision deficiency tell apart."""
@@ -41,7 +42,9 @@ def plain_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def png_base64(figure: Figure) -> str:
-    """The figure as PNG in base64, for a `data:` address."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    """The figure as PNG in base64, for a `data:` address; 256 colours make noisy slices a third of the size."""
+    drawn, reduced = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(reduced, format="png", optimize=True)
+    return base64.b64encode(reduced.getvalue()).decode("ascii")
