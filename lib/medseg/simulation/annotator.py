@@ -16,6 +16,7 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from medseg.simulation.server_process import ServerProcess
 
 logger = logging.getLogger(__name__)
+logging.getLogger(MONAILabelClient.__module__).setLevel(logging.WARNING)  # it tells of the files of every request
 
 CLIENT = "simulated-annotator"
 POLL_SECONDS = 1.0

@@ -109,6 +109,7 @@ class Curve:
             "validation": ",".join(case.id for case in self.setting.roles.validation),
             "seed": str(self.seed),
             "auto_scoring": "false",  # the annotator asks for it where the strategy needs it, and waits
+            "tracking_uri": "off",  # the summary tells everything, and MLflow costs seconds in every round
         }
         if "patient_pattern" in settings:
             conf["patient_pattern"] = settings.pop("patient_pattern")

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from medseg.cases import Case
-from medseg.reports.curves import learning_curves
 from medseg.reports.overlays import Overlay, draw_overlay
 from medseg.reports.page import Fold, Page, Plot, write_page
-from medseg.reports.style import colour, new_figure, plain_axes
 from medseg.reports.tables import Table, make_table
-from medseg.simulation.summary import learning_points
+from medseg.simulation.figures import BASELINE, learning_figure, staircase
 from medseg.transforms.grid import spacing_of
 from medseg.transforms.io import read_image, read_mask
-
-BASELINE = "random"
 
 
 def write_report(path: Path, summary: Mapping[str, Any], test: Mapping[str, Case]) -> Path:
@@ -36,7 +30,7 @@ def write_report(path: Path, summary: Mapping[str, Any], test: Mapping[str, Case
     page.section(
         "Learning curves",
         Plot(
-            learning_curves(_points(summary), "labelled training images", f"{metric} on the test cases"),
+            learning_figure(summary["curves"], metric),
             f"{metric} of the published model on {len(summary['cases']['test'])} cases that the server never saw; the "
             "band goes from the lowest to the highest seed.",
         ),
@@ -61,40 +55,6 @@ def write_report(path: Path, summary: Mapping[str, Any], test: Mapping[str, Case
         "What was chosen, and why", *[_choices(curve) for curve in summary["curves"] if len(curve["rounds"]) > 1]
     )
     return write_page(path, page)
-
-
-def staircase(curves: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """Validation quality of the published model as steps over the rounds, and of every candidate as a dot."""
-    figure, [[axes]] = new_figure(7.5, 4.2)
-    for index, curve in enumerate(curves):
-        rounds = [entry["round"] for entry in curve["rounds"]]
-        served = [entry["validation"]["champion"] for entry in curve["rounds"]]
-        ink = colour(index)
-        name = f"{curve['strategy']}, seed {curve['seed']}"
-        axes.step(
-            [*rounds, rounds[-1] + 0.5], [*served, served[-1]], where="post", color=ink, linewidth=1.8, label=name
-        )
-        for published in (True, False):
-            dots = [
-                (entry["round"], entry["validation"]["candidate"])
-                for entry in curve["rounds"]
-                if entry["published"] is published and entry["validation"]["candidate"] is not None
-            ]
-            if dots:
-                x, y = zip(*dots, strict=True)
-                axes.scatter(x, y, s=28, facecolors=ink if published else "none", edgecolors=ink, zorder=3)
-    plain_axes(axes, "round", f"{metric} on the validation cases")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _points(summary: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
-    """Strategy -> a curve per seed."""
-    found: dict[str, list[list[tuple[float, float]]]] = {}
-    for curve in summary["curves"]:
-        found.setdefault(curve["strategy"], []).append(learning_points(curve["rounds"]))
-    return found
 
 
 def _lead(summary: Mapping[str, Any]) -> str:

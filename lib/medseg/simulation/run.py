@@ -1,6 +1,6 @@
 """`medseg simulate`: which strategy needs the fewest labels on this data, found with a real server over HTTP.
 
-Each strategy and seed starts from a fresh studies folder and a fresh model folder. Round 0 trains on the initial labels;
+Each strategy and seed starts from a fresh studies folder and a fresh model folder. Round 0 trains on initial labels;
 in every further round the server chooses images, the simulated annotator answers with their true masks, and the server
 trains again. The gate decides on frozen validation cases; the learning curve is measured on test cases of other
 patients, which the server never sees.

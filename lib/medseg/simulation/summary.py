@@ -45,7 +45,7 @@ def summarise(
         "labels": dict(labels),
         "request": {**request.identity(), "rounds": request.rounds, "seeds": request.seeds},
         "cases": {role: [case.id for case in getattr(roles, role)] for role in ("test", "validation", "pool")},
-        "strategies": {name: _strategy([c for c in listed if c["strategy"] == name]) for name in request.strategies},
+        "strategies": {name: _strategy([c for c in listed if c["strategy"] == name]) for name, _ in curves},
         "curves": listed,
     }
 
