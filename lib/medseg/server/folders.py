@@ -8,7 +8,6 @@ Two layouts are known. *Flat*: images beside the index, labels in `labels/<tag>/
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +19,9 @@ from medseg.cases import IMAGE_SUFFIXES, image_suffix
 from medseg.errors import MedsegError
 from medseg.server.ids import LABEL_SUFFIXES, is_name
 
-logger = logging.getLogger(__name__)
-
 SERVICE_FOLDER = ".medseg"
 INDEX_FILE = "datastore_v2.json"
-HOT_SECONDS = 2.0  # ours: a folder changed so recently may change again within the granularity of its time stamp
+WARM_SECONDS = 2.0  # ours: a folder changed so recently may change again within the granularity of its time stamp
 
 Known = Mapping[str, Mapping[str, Any]]
 
@@ -81,12 +78,15 @@ class StudyFolders:
         """Whether a label lies beside the tags' folders: the user's own file, which is never touched."""
         return label.parent in self.in_place.values()
 
-    def stamp(self) -> tuple[tuple[str, int], ...] | None:
-        """A value that changes when files come or go; None while a folder has changed so recently that it may not."""
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """A value that changes when files come or go: the folders' time stamps, and the names in those still warm."""
         folders = [self.images_dir, self.labels_dir, *self.in_place.values(), *self._tag_folders()]
-        stamps = tuple((str(folder), _mtime(folder)) for folder in folders)
-        hot = any(abs(time.time() - stamp * 1e-9) < HOT_SECONDS for _, stamp in stamps)
-        return None if hot else stamps
+        stamps = []
+        for folder in folders:
+            changed = _mtime(folder)
+            warm = abs(time.time() - changed * 1e-9) < WARM_SECONDS
+            stamps.append((str(folder), changed, hash(_names(folder)) if warm else 0))
+        return tuple(stamps)
 
     def scan(self, known: Known) -> Scan:
         """List the images and labels.
@@ -163,6 +163,13 @@ def _files_of(folder: Path) -> Iterator[Path]:
     for entry in entries:
         if not entry.name.startswith(".") and entry.is_file():
             yield Path(entry.path)
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
 
 
 def _mtime(folder: Path) -> int:

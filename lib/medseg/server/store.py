@@ -174,7 +174,7 @@ class StudyStore:
         return bool(entries)
 
     def _files_changed(self) -> bool:
-        return self._stamp is None or self.folders.stamp() != self._stamp
+        return self.folders.stamp() != self._stamp
 
     def _replace_lost_journal(self) -> None:
         """Write everything known into a new journal, where somebody deleted it under the running server."""
