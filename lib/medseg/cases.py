@@ -149,10 +149,9 @@ def _load_folder(folder: Path, pattern: str | None) -> list[Case]:
         return [Case.from_dict(value) for value in read_json(folder)]
     if not folder.is_dir():
         raise NotFoundError(f"data folder {folder} does not exist; give a folder with images/ and labels/")
-    plain = folder / "images"
-    cases = _plain_cases(folder, pattern) if plain.is_dir() else _studies_cases(folder, pattern)
+    cases = _folder_cases(folder, pattern)
     if not cases:
-        where = plain if plain.is_dir() else folder
+        where = folder / "images" if (folder / "images").is_dir() else folder
         raise NotFoundError(f"{where} holds no image; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
     return cases
 
@@ -164,26 +163,17 @@ def _files_by_id(folder: Path) -> dict[str, Path]:
     return {case_id(path): path for path in sorted(folder.iterdir()) if path.is_file() and image_suffix(path)}
 
 
-def _plain_cases(folder: Path, pattern: str | None) -> list[Case]:
-    labels, regions = _files_by_id(folder / "labels"), _files_by_id(folder / "regions")
-    return [
-        Case(
-            id=identifier,
-            image=path,
-            label=labels.get(identifier),
-            regions=regions.get(identifier),
-            patient=patient_of(identifier, pattern),
-            dataset=folder.name,
-        )
-        for identifier, path in _files_by_id(folder / "images").items()
-    ]
+def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
+    """Cases of a plain folder (`images/`, `labels/`) or of a studies folder (images at its top, `labels/final/`).
 
-
-def _studies_cases(folder: Path, pattern: str | None) -> list[Case]:
+    A plain folder that was served has corrected masks in `labels/final/`, which win over those beside the images.
+    """
+    plain = (folder / "images").is_dir()
+    labels = {**(_files_by_id(folder / "labels") if plain else {}), **_files_by_id(folder / "labels" / "final")}
+    regions = {**_files_by_id(folder / "regions"), **_files_by_id(folder / "labels" / "regions")}
     index = read_json(folder / "datastore_v2.json", default={}).get("objects", {})
-    labels, regions = _files_by_id(folder / "labels" / "final"), _files_by_id(folder / "labels" / "regions")
     cases = []
-    for identifier, path in _files_by_id(folder).items():
+    for identifier, path in _files_by_id(folder / "images" if plain else folder).items():
         info = index.get(identifier, {}).get("image", {}).get("info", {})
         weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
         cases.append(
