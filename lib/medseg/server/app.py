@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from monailabel.config import settings as monai_settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
@@ -35,6 +36,9 @@ JOBS = ("train", "scoring", "batch_infer")
 
 class MedsegApp(MONAILabelApp):
     """Registers infer, train, scoring and strategies for each method (`--conf models`, see `settings`)."""
+
+    studies: str
+    study: Study
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         correct_monai_settings()
@@ -169,19 +173,25 @@ class MedsegApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """Reply to a saved label: remarks on its quality. The image is no longer leased."""
         self.study.leases.release(image_id)
-        remarks = getattr(self.datastore(), "saved_remarks", lambda _: [])(image_id)
+        store = self.datastore()
+        remarks = store.saved_remarks(image_id) if isinstance(store, MedsegDatastore) else []
         for remark in remarks:
             logger.info("label of %s: %s", image_id, remark)
         return {"remarks": remarks, "labelled": len(self.study.labelled()), "unlabelled": len(self.study.unlabelled())}
 
-    def check_job(self, kind: str, name: str, params: Mapping[str, Any] | None) -> None:
-        """Refuse a job that cannot work before it is queued.
+    def prepare_job(self, kind: str, name: str, params: dict[str, Any]) -> None:
+        """Refuse a job that cannot work before it is queued, and note what the job would no longer see.
+
+        MONAI Label turns `gpus` into an environment variable of the job; the number of processes must be told.
 
         Raises:
             MedsegError: unknown name, bad setting, nothing to learn from, no model to score with.
         """
         if kind == "train":
-            self.known(self._trainers, name, "trainer").check(params or {})
+            gpus = str(params.get("gpus") or "all")
+            if gpus != "all" and torch.cuda.is_available():
+                params.setdefault("processes", len(gpus.split(",")))
+            self.known(self._trainers, name, "trainer").check(params)
         elif kind == "scoring":
             task = self.known(self._scoring_methods, name, "scoring method")
             task.cache.require()

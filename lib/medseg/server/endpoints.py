@@ -61,7 +61,7 @@ def guarded_router(app: Any) -> APIRouter:
             router.add_api_route(
                 route.path,
                 endpoint,
-                methods=sorted(route.methods),
+                methods=sorted(route.methods or ()),
                 tags=route.tags,
                 summary=route.summary,
                 responses=route.responses,
@@ -102,7 +102,7 @@ def check_call(app: Any, kind: str, jobs: threading.Lock, arguments: dict[str, A
     check_arguments(kind, arguments)
     starts = kind in JOBS and name.startswith("api_run")
     if starts:
-        check_job(app, kind, arguments)
+        prepare_job(app, kind, arguments)
     elif kind == "infer":
         check_infer(app, arguments)
     elif kind == "activelearning":
@@ -169,12 +169,12 @@ def check_upload(kind: str, filename: str, is_label: bool) -> None:
         raise UnusableInputError(f"file {filename[-80:]!r} is not stored; known suffixes: {', '.join(known)}")
 
 
-def check_job(app: Any, kind: str, arguments: Mapping[str, Any]) -> None:
+def prepare_job(app: Any, kind: str, arguments: dict[str, Any]) -> None:
     """Ask the app whether a job can work, before it is queued."""
-    body = arguments.get("params") or {}
+    body = arguments["params"] = arguments.get("params") or {}
     name = arguments.get("model") or arguments.get("method")
     if name is not None:
-        app.check_job(kind, name, body)
+        app.prepare_job(kind, name, body)
         return
     for each in app._trainers if kind == "train" else app._scoring_methods:  # POST /train/ {trainer: params}
-        app.check_job(kind, each, body.get(each) or {})
+        app.prepare_job(kind, each, body.setdefault(each, {}))

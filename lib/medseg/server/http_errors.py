@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -15,8 +16,6 @@ from starlette.responses import JSONResponse
 from medseg.errors import MedsegError
 
 logger = logging.getLogger(__name__)
-
-BODY_TOO_LARGE = 413
 
 
 def sentence_of(error: Exception) -> tuple[int, str]:
@@ -34,21 +33,38 @@ def sentence_of(error: Exception) -> tuple[int, str]:
     return 500, f"the server failed with {type(error).__name__}; its log says where"
 
 
-async def answer(request: Request, error: Exception) -> JSONResponse:
-    """Exception handler for Starlette."""
-    status, sentence = sentence_of(error)
-    if status >= 500:
-        logger.error("%s %s: %s", request.method, request.url.path, sentence, exc_info=error)
-    else:
-        logger.info("%s %s answered %d: %s", request.method, request.url.path, status, sentence)
-    headers = getattr(error, "headers", None)
-    return JSONResponse({"detail": sentence}, status_code=status, headers=headers)
+class ErrorAnswers:
+    """Exception handler for Starlette.
+
+    Args:
+        hidden: folders of this machine, which the answers name without their place.
+    """
+
+    def __init__(self, hidden: Mapping[str, str]) -> None:
+        self._hidden = sorted(((path.rstrip("/"), name) for path, name in hidden.items()), key=lambda x: -len(x[0]))
+
+    async def __call__(self, request: Request, error: Exception) -> JSONResponse:
+        """The answer to an error."""
+        status, sentence = sentence_of(error)
+        if status >= 500:
+            logger.error("%s %s: %s", request.method, request.url.path, sentence, exc_info=error)
+        else:
+            logger.info("%s %s answered %d: %s", request.method, request.url.path, status, sentence)
+        headers = getattr(error, "headers", None)
+        return JSONResponse({"detail": self.without_paths(sentence)}, status_code=status, headers=headers)
+
+    def without_paths(self, sentence: str) -> str:
+        """The sentence with files named as within the hidden folders."""
+        for path, name in self._hidden:
+            sentence = sentence.replace(f"{path}/", "").replace(path, name)
+        return sentence
 
 
-def install_errors(app: Any) -> None:
-    """Answer all errors of a FastAPI application by `answer`."""
+def install_errors(app: Any, hidden: Mapping[str, str]) -> None:
+    """Answer all errors of a FastAPI application by `ErrorAnswers`."""
+    answers = ErrorAnswers(hidden)
     for kind in (MedsegError, HTTPException, RequestValidationError, MONAILabelException, Exception):
-        app.add_exception_handler(kind, answer)
+        app.add_exception_handler(kind, answers)
 
 
 def parse_object(text: Any, name: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -54,7 +56,8 @@ def install(app: Any, web: Any = None) -> None:
         ),
         Middleware(Guard, options=options),
     ]
-    install_errors(web)
+    hidden = {str(app.model_dir): "the model folder", app.app_dir: "the app", tempfile.gettempdir(): "a temporary file"}
+    install_errors(web, hidden if options.dicomweb else {**hidden, str(Path(app.studies).absolute()): "this study"})
     _replace_routes(web, app)
     web.middleware_stack = None
     web.openapi_schema = None

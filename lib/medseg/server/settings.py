@@ -135,8 +135,8 @@ def _parse(key: str, text: str) -> Any:
         raise MedsegError(f"--conf has no key {key!r}; did you mean {', '.join(near)}?")
     kind = str(kinds[key])
     if kind.startswith("tuple"):
-        items = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-        return tuple(_known_method(item) for item in items) if key == "models" else items
+        items = tuple(part.strip() for part in text.split(",") if part.strip())
+        return tuple(dict.fromkeys(_known_method(item) for item in items)) if key == "models" else items
     if kind.startswith("str"):
         return text.strip() or None
     try:

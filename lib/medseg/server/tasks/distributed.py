@@ -6,8 +6,10 @@ torchrun --standalone --nproc-per-node 4 -m medseg.server.tasks.distributed RUN/
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ def train_distributed(job: TrainingJob, processes: int) -> None:
     Raises:
         MedsegError: it failed; the sentence is the one of the run's own progress.
     """
-    path = write_json(job.out / "job.json", job_to_dict(job))
+    watched = replace(job, watch_pids=(*job.watch_pids, os.getpid()))
+    path = write_json(job.out / "job.json", job_to_dict(watched))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", ADDRESS]
     command += ["--nproc-per-node", str(processes), "-m", "medseg.server.tasks.distributed", str(path)]
     logger.info("starting %d processes: %s", processes, " ".join(command))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import threading
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from medseg.server.settings import AppSettings
 from medseg.training.registry import ModelRegistry
 from medseg.training.split import Split, SplitManifest
 from medseg.transforms.io import read_mask
-from medseg.weak import parse_weak
+from medseg.weak import WeakLabels, parse_weak
+
+logger = logging.getLogger(__name__)
 
 MASKS_READ = 8  # ours: masks looked at for values that nobody named; reading all would delay the start
 
@@ -57,6 +60,11 @@ class Study:
         self._highest: dict[str, int] = {}
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the images are files here; else each look at one asks a DICOMweb server."""
+        return "://" not in self.studies
+
+    @property
     def labels(self) -> dict[str, int]:
         """Label name -> 1..N.
 
@@ -67,7 +75,8 @@ class Study:
             return dict(self._fixed)
         named = dict(getattr(self.datastore, "labels", {}))
         indices = {index: name for name, index in named.items()}
-        count = max([1, *indices, *(self._highest_value(i) for i in self.labelled()[:MASKS_READ])])
+        masks = self.labelled()[:MASKS_READ] if self.is_folder else []
+        count = max([1, *indices, *(self._highest_value(identifier) for identifier in masks)])
         return {indices.get(index, f"label_{index}"): index for index in range(1, count + 1)}
 
     def scores(self, method: str) -> ScoreStore:
@@ -107,14 +116,14 @@ class Study:
 
     def _local_uri(self, identifier: str) -> str:
         """Path of an image; for a DICOMweb study the id, whose images never change and must not be fetched to ask."""
-        return identifier if "://" in self.studies else self.datastore.get_image_uri(identifier)
+        return self.datastore.get_image_uri(identifier) if self.is_folder else identifier
 
     # -- cases -------------------------------------------------------------------------------------------------------
 
     def case(self, identifier: str) -> Case:
         """Everything known of an image."""
         info = self.datastore.get_image_info(identifier) or {}
-        weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+        weak = _weak(info, identifier)
         return Case(
             id=identifier,
             image=self.image(identifier),
@@ -168,6 +177,15 @@ def fixed_labels(settings: AppSettings, studies: str) -> dict[str, int]:
         return _numbered(settings.labels)
     stated = Path(studies) / "labels.json"
     return _stated_labels(stated) if "://" not in studies and stated.is_file() else {}
+
+
+def _weak(info: Mapping[str, Any], identifier: str) -> WeakLabels | None:
+    """The image's weak labels. The datastore refuses bad ones; those another program wrote must not stop a training."""
+    try:
+        return parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+    except MedsegError as error:
+        logger.warning("%s; its weak labels are left out", error)
+        return None
 
 
 def _numbered(names: tuple[str, ...] | list[str]) -> dict[str, int]:

@@ -182,7 +182,8 @@ class MedsegTrain(TrainTask):
         self.runs.record(state, self.runs.runs / run if run else None, error=sentence, seconds=round(seconds, 1))
 
     def _newest(self) -> Path | None:
-        return (self.runs.folders() or [None])[-1]
+        folders = self.runs.folders()
+        return folders[-1] if folders else None
 
     def _processes(self, device: str) -> int:
         if device != "cuda":
