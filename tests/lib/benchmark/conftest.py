@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from monai.data import MetaTensor
+from torch import nn
+
 from medseg import methods
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.cases import Case
@@ -31,8 +34,6 @@ from medseg.methods.base import (
 )
 from medseg.phantoms.study import StudyOptions, write_dataset
 from medseg.transforms.io import read_image, read_mask
-from monai.data import MetaTensor
-from torch import nn
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medseg.benchmark.arms import ArmResult, arm_config, choose_arms
 from medseg.errors import MedsegError, NotFoundError
 from medseg.methods.base import Arm

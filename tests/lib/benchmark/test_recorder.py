@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from medseg.benchmark.recorder import load_overlay, save_overlays
 from medseg.reports.overlays import Overlay, cut_overlay
 

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from medseg.benchmark import runner
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark

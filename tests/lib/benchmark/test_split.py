@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from medseg.benchmark.split import split_cases
 from medseg.cases import Case
 from medseg.errors import MedsegError

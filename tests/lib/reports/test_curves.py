@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medseg.reports.curves import band, learning_curves, training_curves
 
 

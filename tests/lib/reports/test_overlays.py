@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from medseg.reports.overlays import Overlay, choose_slices, draw_overlay
 
 

@@ -6,6 +6,7 @@ import base64
 import re
 
 from matplotlib.figure import Figure
+
 from medseg.reports.page import Fold, Page, Plot, write_page
 from medseg.reports.tables import make_table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medseg.reports.tables import format_cell, make_table, metrics_table
 
 
