@@ -215,8 +215,9 @@ def _readable(validation: Sequence[Case]) -> tuple[list[Case], list[str]]:
         if case.label is None:
             continue
         try:
-            read_image(case.image)
-            read_mask(case.label)
+            image, mask = read_image(case.image), read_mask(case.label)
+            if image.ndim != mask.ndim:
+                raise MedsegError(f"its mask has {mask.ndim - 1} axes and its image {image.ndim - 1}")
             usable.append(case)
         except Exception as error:  # any reader's error: one bad file must not stop the loop
             remarks.append(f"Validation case {case.id} was left out: {_first_line(error)}.")

@@ -48,7 +48,7 @@ class StubProcess(ServerProcess):
 def served(tmp_path: Path) -> Iterator[tuple[type[Handler], Annotator]]:
     handler = type("OwnHandler", (Handler,), {"replies": {}, "bodies": []})
     web = HTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     log = tmp_path / "server.log"
     log.write_text("starting\nRuntimeError: no space left\n")

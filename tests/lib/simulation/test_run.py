@@ -13,6 +13,7 @@ import pytest
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json, write_json
 from medseg.phantoms.study import StudyOptions, write_dataset
+from medseg.simulation.curve import Curve
 from medseg.simulation.run import SimulationRequest, run_simulation
 
 TINY = StudyOptions(shape=(24, 24, 16), spacings=((1.0, 1.0, 1.0),), tilt=0.0)
@@ -141,3 +142,22 @@ def test_other_cases_are_another_simulation(tmp_path: Path) -> None:
 
     with pytest.raises(ConflictError, match="holds a simulation with method = 'caml'"):
         run_simulation(make_request(tmp_path))
+
+
+def test_sigterm_stops_on_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+
+    def run(curve: Curve) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            left.append(curve.strategy)
+
+    write_dataset(tmp_path / "data", 6, options=TINY)
+    monkeypatch.setattr(Curve, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        run_simulation(make_request(tmp_path))
+
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert left == ["supervised"]

@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -16,6 +18,7 @@ from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.training.gate import gate
 from medseg.training.registry import ModelRegistry
+from medseg.transforms.io import write_volume
 
 HERE = Path(__file__).parent
 
@@ -245,11 +248,16 @@ def test_lost_champion_files_do_not_block_the_loop(registry: ModelRegistry, case
     assert pass_gate(registry, save_run(tmp_path / "b", 47), cases).version == 2
 
 
-def test_unreadable_validation_case_is_left_out_for_both(
-    registry: ModelRegistry, cases: list[Case], tmp_path: Path
+@pytest.mark.parametrize("damage", ["image", "mask", "axes"])
+def test_unusable_validation_case_is_left_out_for_both(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, damage: str
 ) -> None:
     pass_gate(registry, save_run(tmp_path / "a", 47), cases)
-    cases[0].image.write_bytes(b"no image")
+    if damage == "axes":
+        volume = write_volume(tmp_path / "volume.nii.gz", MetaTensor(torch.ones(1, 4, 4, 4), affine=torch.eye(4)))
+        cases[0] = replace(cases[0], label=volume)
+    else:
+        (cases[0].image if damage == "image" else cases[0].label).write_bytes(b"no image")
     decision = pass_gate(registry, save_run(tmp_path / "b", 39), cases)
 
     assert decision.published
