@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import MedsegError, NotFoundError
+from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_json
 from medseg.weak import WeakLabels, parse_weak
 
@@ -121,22 +123,23 @@ def load_cases(folders: Path | Sequence[Path], patient_pattern: str | None = Non
     """Read the cases of one or several data sets, in order of their file names.
 
     Each entry is a folder with `images/` and (optionally) `labels/`, a MONAI Label studies folder, or a JSON file
-    written by `save_cases`. Case ids that occur in several folders get the folder's name in front.
+    written by `save_cases`. Case ids that occur in several folders get the folder's name in front. Patients keep their
+    names: adding a data set must not change who was drawn for validation, and people of one name are better kept on one
+    side than told apart wrongly.
 
     Raises:
         NotFoundError: an entry does not exist or holds no image.
+        MedsegError: two cases have one name even so.
     """
     folders = [folders] if isinstance(folders, str | Path) else list(folders)
-    per_folder = [_load_folder(Path(folder), patient_pattern) for folder in folders]
-    seen = [case.id for cases in per_folder for case in cases]
-    repeated = {identifier for identifier in seen if seen.count(identifier) > 1}
-    return [
-        replace(case, id=f"{case.dataset}_{case.id}", patient=f"{case.dataset}_{case.patient}")
-        if case.id in repeated
-        else case
-        for cases in per_folder
-        for case in cases
-    ]
+    different = {Path(folder).resolve(): Path(folder) for folder in folders}
+    cases = [case for folder in different.values() for case in _load_folder(folder, patient_pattern)]
+    count = Counter(case.id for case in cases)
+    cases = [replace(case, id=f"{case.dataset}_{case.id}") if count[case.id] > 1 else case for case in cases]
+    twice = [identifier for identifier, number in Counter(case.id for case in cases).items() if number > 1]
+    if twice:
+        raise MedsegError(f"two images are called {twice[0]!r}; rename one, or the folder of its data set")
+    return cases
 
 
 def save_cases(path: Path, cases: Iterable[Case]) -> Path:
@@ -146,13 +149,25 @@ def save_cases(path: Path, cases: Iterable[Case]) -> Path:
 
 def _load_folder(folder: Path, pattern: str | None) -> list[Case]:
     if folder.suffix == ".json" and folder.is_file():
-        return [Case.from_dict(value) for value in read_json(folder)]
+        return _listed_cases(folder)
     if not folder.is_dir():
         raise NotFoundError(f"data folder {folder} does not exist; give a folder with images/ and labels/")
     cases = _folder_cases(folder, pattern)
     if not cases:
         where = folder / "images" if (folder / "images").is_dir() else folder
         raise NotFoundError(f"{where} holds no image; known suffixes: {', '.join(IMAGE_SUFFIXES)}")
+    return cases
+
+
+def _listed_cases(file: Path) -> list[Case]:
+    try:
+        cases = [Case.from_dict(value) for value in read_json(file)]
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise UnusableInputError(
+            f"{file} is no list of cases ({type(error).__name__}: {error}); expected [{{'id': ..., 'image': ...}}, ...]"
+        ) from error
+    if not cases:
+        raise NotFoundError(f"{file} lists no case")
     return cases
 
 
@@ -171,7 +186,13 @@ def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
     plain = (folder / "images").is_dir()
     labels = {**(_files_by_id(folder / "labels") if plain else {}), **_files_by_id(folder / "labels" / "final")}
     regions = {**_files_by_id(folder / "regions"), **_files_by_id(folder / "labels" / "regions")}
-    index = read_json(folder / "datastore_v2.json", default={}).get("objects", {})
+    file = folder / "datastore_v2.json"
+    try:
+        index = read_json(file, default={}).get("objects", {})
+    except json.JSONDecodeError as error:
+        raise UnusableInputError(
+            f"{file} is damaged ({error}); start the server once, it rebuilds the index"
+        ) from error
     cases = []
     for identifier, path in _files_by_id(folder / "images" if plain else folder).items():
         info = index.get(identifier, {}).get("image", {}).get("info", {})

@@ -5,6 +5,7 @@ They live in the image info of the datastore under one object, `weak`, and in a 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -59,6 +60,8 @@ class WeakLabels(BaseModel):
         for name, point in landmarks.items():
             if len(point) not in (2, 3):
                 raise ValueError(f"landmark {name} has {len(point)} coordinates; give x, y or x, y, z")
+            if not all(math.isfinite(coordinate) for coordinate in point):
+                raise ValueError(f"landmark {name} is {point}; coordinates must be finite numbers")
         return landmarks
 
     @field_validator("landmark_unit")
@@ -84,4 +87,6 @@ def parse_weak(value: Any, where: str) -> WeakLabels:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "weak"
-        raise UnusableInputError(f"{where}: weak label field {field!r}: {first['msg']}") from error
+        raise UnusableInputError(
+            f"{where}: weak label field {field!r}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error

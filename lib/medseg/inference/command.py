@@ -27,16 +27,19 @@ def predict_images(
 
     Raises:
         NotFoundError: an image does not exist; checked before the first is predicted.
-        MedsegError: two images would write the same file.
+        MedsegError: two images would write the same file, or a mask would replace its image.
     """
     files = _files(images)
+    replaced = next((f for f in files if _target(_case(f), Path(out)).resolve() == f.resolve()), None)
+    if replaced is not None:
+        raise MedsegError(f"the mask of {replaced} would replace the image itself; choose another --out")
     predictor = Predictor.from_folder(model, device)
     for path in files:
-        case = Case(id=case_id(path) if path.is_file() else path.name, image=path)
+        case = _case(path)
         prediction = predictor.predict(case)
         target = _write(prediction, case, predictor, out)
         if uncertainty and prediction.uncertainty is not None:
-            suffix = ".nii.gz" if image_suffix(target) == ".png" else image_suffix(target)
+            suffix = image_suffix(target) if image_suffix(target) in WRITABLE else ".nii.gz"
             write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)
         if overlay and prediction.mask is not None:
             _write_overlay(prediction, case, predictor, out / f"{case.id}_overlay.png")
@@ -50,17 +53,25 @@ def _files(images: Sequence[Path]) -> list[Path]:
             raise NotFoundError(f"image {path} does not exist")
         inside = [f for f in sorted(path.iterdir()) if image_suffix(f) not in (None, ".dcm")] if path.is_dir() else []
         files += inside or [path]
-    names = [case_id(f) if f.is_file() else f.name for f in files]
+    names = [_case(f).id for f in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise MedsegError(f"two images are called {twice[0]!r} and would write the same mask; predict them apart")
     return files
 
 
-def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) -> Path:
+def _case(path: Path) -> Case:
+    return Case(id=case_id(path) if path.is_file() else path.name, image=path)
+
+
+def _target(case: Case, out: Path) -> Path:
+    """Where the mask goes, in the image's format if that can hold one."""
     own = (image_suffix(case.image) or "").lower()
-    suffix = own if own in WRITABLE else ".png" if own in PICTURES else ".nii.gz"
-    target = out / f"{case.id}{suffix}"
+    return out / f"{case.id}{own if own in WRITABLE else '.png' if own in PICTURES else '.nii.gz'}"
+
+
+def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) -> Path:
+    target = _target(case, out)
     if prediction.mask is not None:
         write_volume(target, prediction.mask)
     labels = predictor.method.labels

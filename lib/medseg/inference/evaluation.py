@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medseg.cases import Case
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UnusableInputError
 from medseg.inference.predictor import Predictor
 from medseg.metrics.table import mean_table
 from medseg.transforms.grid import same_grid, to_grid
@@ -63,6 +63,8 @@ def evaluate_case(predictor: Predictor, case: Case) -> dict[str, float]:
     """Metrics of one case on its image's own grid."""
     assert case.label is not None
     image, truth = read_image(case.image), read_mask(case.label)
+    if truth.ndim != image.ndim:
+        raise UnusableInputError(f"mask of {case.id} has {truth.ndim - 1} axes, its image {image.ndim - 1}")
     if not same_grid(truth, image):
         truth = to_grid(truth, image, mode="nearest")
     return predictor.method.evaluate(predictor.predict(case), case, truth)

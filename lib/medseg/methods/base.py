@@ -7,6 +7,7 @@ folder beside this file and one line in `medseg.methods.METHODS`.
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -128,6 +129,17 @@ class MethodConfig:
     patient_pattern: str | None = None  # regular expression with one group: case id -> patient id
     init: str | None = None  # safetensors file whose matching layers initialise the network
 
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.epoch_iterations) < 1:
+            raise MedsegError(
+                f"iterations = {self.iterations} and epoch_iterations = {self.epoch_iterations} must be at least 1"
+            )
+        for key in ("seed", "workers", "cache_gb", "validate_every", "learning_rate"):
+            if not 0 <= getattr(self, key) < math.inf:  # NaN, too, is refused
+                raise MedsegError(f"{key} = {getattr(self, key)} must be a number from 0")
+        if not 0 <= self.validation_fraction < 1:
+            raise MedsegError(f"validation_fraction = {self.validation_fraction} is outside [0, 1)")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from plain values, converting strings to the fields' types.
@@ -139,7 +151,7 @@ class MethodConfig:
         names = [f.name for f in fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=3) or sorted(names)
+                near = difflib.get_close_matches(str(key), names, n=3) or sorted(names)
                 raise MedsegError(f"{cls.__name__} has no setting {key!r}; did you mean {', '.join(near)}?")
         return cls(**{key: _convert(key, value, known[key]) for key, value in values.items()})
 

@@ -51,6 +51,7 @@ class PatchConfig(MethodConfig):
     lr_schedule: str = "constant"  # CAML card sec. 5; "poly" and "cosine" decay to 0 at the last iteration
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.augmentation not in AUGMENTATIONS:
             raise MedsegError(f"augmentation = {self.augmentation!r} is unknown; choose one of {AUGMENTATIONS}")
         if self.lr_schedule not in ("constant", "poly", "cosine"):
@@ -59,8 +60,15 @@ class PatchConfig(MethodConfig):
             raise MedsegError(f"overlap = {self.overlap} is outside [0, 1)")
         if not 0 <= self.scale <= 4:
             raise MedsegError(f"scale = {self.scale} is outside [0, 4]; 0.5 is half resolution, 0 chooses")
-        if min(self.patch) < 1 or self.labelled_batch < 1 or self.iterations < 1:
-            raise MedsegError("patch, labelled_batch and iterations must be positive")
+        if min(self.patch, default=0) < 1 or min(self.labelled_batch, self.window_batch) < 1:
+            raise MedsegError(
+                f"patch = {self.patch}, labelled_batch = {self.labelled_batch} and window_batch = {self.window_batch} "
+                "must be positive"
+            )
+        if self.spacing is not None and not all(0 < s < math.inf for s in self.spacing):
+            raise MedsegError(f"spacing = {self.spacing} must hold positive numbers, mm per voxel")
+        if not 0 <= self.foreground_crops <= 1:
+            raise MedsegError(f"foreground_crops = {self.foreground_crops} is outside [0, 1]; it is a share")
 
 
 class PatchMethod(Method):
@@ -79,7 +87,7 @@ class PatchMethod(Method):
         dimension = config.dimension or image.ndim - 1
         if dimension != image.ndim - 1:
             raise MedsegError(f"dimension = {dimension}, but the images have {image.ndim - 1} axes")
-        spacing = config.spacing or spacing_of(image)
+        spacing = _working_spacing(config, image)
         scale = config.scale or _automatic_scale(math.prod(size_at(image, spacing)), dimension)
         size = size_at(image, [s / scale for s in spacing])
         patch = config.patch
@@ -189,10 +197,7 @@ class PatchMethod(Method):
             )
 
     def _working_size(self, image: MetaTensor) -> tuple[int, ...]:
-        spacing = self.config.spacing or spacing_of(image)
-        if len(spacing) != self.dimension:
-            raise MedsegError(f"spacing {spacing} has {len(spacing)} values but the images have {self.dimension} axes")
-        return size_at(image, [s / self.config.scale for s in spacing])
+        return size_at(image, [s / self.config.scale for s in _working_spacing(self.config, image)])
 
     def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
         assert case.label is not None
@@ -282,6 +287,13 @@ def _pad(tensor: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
         return tensor
     pads = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]
     return torch.nn.functional.pad(tensor, pads)
+
+
+def _working_spacing(config: PatchConfig, image: MetaTensor) -> tuple[float, ...]:
+    spacing = config.spacing or spacing_of(image)
+    if len(spacing) != image.ndim - 1:
+        raise MedsegError(f"spacing {spacing} has {len(spacing)} values but the images have {image.ndim - 1} axes")
+    return spacing
 
 
 def _automatic_scale(voxels: int, dimension: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from medseg.cases import Case, load_cases
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
 from medseg.methods.base import MethodConfig
 from medseg.training.labels import find_labels
@@ -73,7 +73,9 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
 
 def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Split:
     if request.split is not None:
-        validation = set(read_json(request.split, default=[]))
+        validation = set(read_json(request.split, default=()))
+        if unknown := validation - {case.id for case in cases}:
+            raise NotFoundError(f"{request.split} names {', '.join(sorted(unknown))}, which is no case of the data")
         return Split(
             training=tuple(case for case in cases if case.id not in validation),
             validation=tuple(case for case in cases if case.id in validation and case.label is not None),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.cases import Case
-from medseg.errors import MedsegError, UnusableInputError
+from medseg.errors import MedsegError
 from medseg.files import read_json
 from medseg.transforms.io import read_mask
 
@@ -43,7 +43,7 @@ def labels_of_masks(cases: Sequence[Case]) -> dict[str, int]:
             continue
         try:
             highest = max(highest, int(read_mask(case.label).max()))
-        except UnusableInputError:
+        except MedsegError:
             continue  # the run itself reports damaged files by name
     if highest == 0:
         raise MedsegError(f"no mask among the {len(cases)} cases tells the labels; add masks or a {NAMES_FILE}")

@@ -33,8 +33,11 @@ def read_image(path: Path) -> MetaTensor:
         NotFoundError: no such file.
         UnusableInputError: the file is damaged, empty, or holds values that are not finite.
     """
-    path = Path(path)
-    array, affine = _read(path)
+    return _read_tensor(Path(path))
+
+
+def _read_tensor(path: Path, palette: bool = True) -> MetaTensor:
+    array, affine = _read(path, palette)
     if array.size == 0 or min(array.shape) == 0:
         raise UnusableInputError(f"{path.name} holds no voxel; its shape is {array.shape}")
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -46,7 +49,8 @@ def read_image(path: Path) -> MetaTensor:
 def read_mask(path: Path) -> MetaTensor:
     """Read a mask with whole-number values.
 
-    Pictures that hold only 0 and 255, the usual way to save a binary mask as PNG, are read as 0 and 1.
+    Pictures that hold only 0 and 255, the usual way to save a binary mask as PNG, are read as 0 and 1; of pictures with
+    a palette, the values are the labels and the colours are not looked at.
 
     Returns:
         (1, *grid) int16 with affine.
@@ -54,7 +58,7 @@ def read_mask(path: Path) -> MetaTensor:
     Raises:
         UnusableInputError: fractional or negative values, or several channels.
     """
-    image = read_image(path)
+    image = _read_tensor(Path(path), palette=False)
     if image.shape[0] != 1:
         raise UnusableInputError(f"mask {Path(path).name} has {image.shape[0]} channels; save one label map")
     values = torch.unique(image.as_tensor())
@@ -72,31 +76,34 @@ def write_volume(path: Path, volume: MetaTensor) -> Path:
     """Write (C, *grid) atomically; the format follows the suffix, whole-number dtypes are kept.
 
     Raises:
-        MedsegError: a suffix that cannot be written, or several channels in a picture.
+        MedsegError: a suffix that cannot be written, several channels in a picture, or values a picture cannot hold.
     """
     path = Path(path)
     suffix = (image_suffix(path) or path.suffix).lower()
     array = volume.as_tensor().cpu().numpy()
+    array = array.astype(np.uint8) if array.dtype == bool else array
     affine = _affine4(volume.affine.cpu().numpy().astype(np.float64))
 
     def write(temporary: Path) -> None:
         if suffix in (".nii", ".nii.gz"):
             data = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
-            image = nib.Nifti1Image(data, affine)
+            image = nib.Nifti1Image(data.astype(np.int32) if data.dtype == np.int64 else data, affine)
+            image.set_qform(affine, code=1)  # readers that look at one form only must find the same place
+            image.set_sform(affine, code=1)
             image.header.set_xyzt_units("mm")
             nib.save(image, temporary)
         elif suffix in (".nrrd", ".mha"):
             sitk.WriteImage(_to_sitk(array, affine), str(temporary), useCompression=True)
         elif suffix in (".png", ".tif", ".tiff") and array.shape[0] == 1 and array.ndim == 3:
-            Image.fromarray(array[0].T).save(temporary)
+            Image.fromarray(_picture(path, array[0])).save(temporary)
         else:
             raise MedsegError(f"cannot write {tuple(array.shape)} as {suffix!r}; use .nii.gz, .nrrd, .mha or .png (2D)")
 
     return write_atomically(path, write)
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Array (C, x, y[, z]) and affine in RAS."""
+def _read(path: Path, palette: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Array (C, x, y[, z]) and affine in RAS; `palette`: colours of a palette count, not the numbers they stand for."""
     if not path.exists():
         raise NotFoundError(f"image {path} does not exist")
     suffix = (image_suffix(path) or "").lower()
@@ -106,7 +113,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if suffix in (".nii", ".nii.gz"):
             return _read_nifti(path)
         if suffix in PICTURES:
-            return _read_picture(path)
+            return _read_picture(path, palette)
         return _read_sitk(path)
     except MedsegError:
         raise
@@ -130,9 +137,16 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     raise UnusableInputError(f"{path.name} has {array.ndim} axes; give a 2D or 3D image")
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_picture(path: Path, palette: bool) -> tuple[np.ndarray, np.ndarray]:
     with Image.open(path) as image:
-        if image.mode in ("P", "1", "CMYK", "YCbCr"):
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise UnusableInputError(f"{path.name} holds {pages} pages; save them apart, or as one volume in .nii.gz")
+        if (
+            image.mode == "1"
+            or (image.mode in ("P", "PA") and palette)
+            or image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
+        ):
             image = image.convert("L" if image.mode == "1" else "RGB")  # type: ignore[assignment]
         array = np.asarray(image)
     if array.ndim == 2:
@@ -157,11 +171,14 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
         array = array[..., None]
     array = np.moveaxis(array, -1, 0)
     array = array.transpose(0, *range(dimension, 0, -1))
+    if dimension == 4 and array.shape[0] == 1:  # a series of volumes: its members are channels, as in NIfTI
+        array = np.moveaxis(array[0], -1, 0)
     if dimension == 2:
         return array, np.diag([*image.GetSpacing(), 1.0])
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)
+    affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
     return array, LPS_TO_RAS @ affine
 
 
@@ -178,8 +195,16 @@ def _to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
         image.SetDirection((lps[:3, :3] / spacing).flatten().tolist())
         image.SetOrigin(lps[:3, 3].tolist())
     else:
-        image.SetSpacing([float(affine[0, 0]), float(affine[1, 1])])
+        image.SetSpacing([float(s) for s in np.linalg.norm(affine[:2, :2], axis=0)])
     return image
+
+
+def _picture(path: Path, array: np.ndarray) -> np.ndarray:
+    """(x, y) whole numbers as rows of 8 bits, or of 16 where they need them."""
+    low, high = array.min(), array.max()
+    if low < 0 or high > np.iinfo(np.uint16).max or (array != np.rint(array)).any():
+        raise MedsegError(f"{path.name}: a picture holds whole numbers in 0..65535, got {low:g}..{high:g}; use .nii.gz")
+    return np.ascontiguousarray(array.T, dtype=np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16)
 
 
 def _affine4(affine: np.ndarray) -> np.ndarray:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from medseg.errors import UnusableInputError
+from medseg.weak import WeakLabels, parse_weak
+
+
+def test_everything_a_reader_can_say_survives_json() -> None:
+    weak = parse_weak(
+        {
+            "extent": {"left upper": 25, "2": [10, 40.5]},
+            "angles": {"main": 33.2},
+            "landmarks": {"T1_TL": [10, 20], "S1": [1.5, 2, 3]},
+            "landmark_unit": "mm",
+            "domain": "vb2",
+            "by": "reader",
+        },
+        "image a",
+    )
+
+    assert weak.extent == {"left upper": 25.0, "2": (10.0, 40.5)}
+    assert weak.landmarks == {"T1_TL": (10.0, 20.0), "S1": (1.5, 2.0, 3.0)}
+    assert WeakLabels.model_validate_json(weak.model_dump_json()) == weak
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"extent": {"1": 101}}, "'extent': extent of region 1 is 101"),
+        ({"extent": {"1": [30, 20]}}, r"extent of region 1 is \(30"),
+        ({"extent": {"1": float("nan")}}, "extent of region 1 is nan"),
+        ({"angles": {"main": -1}}, r"angle main is -1.*0\.\.180"),
+        ({"landmarks": {"a": [1]}}, "landmark a has 1 coordinates"),
+        ({"landmarks": {"a": [1, float("inf")]}}, "must be finite"),
+        ({"landmark_unit": "cm"}, "landmark_unit is 'cm'; give 'px' or 'mm'"),
+        ({"extend": {}}, "'extend'"),
+        ([1], "'weak'"),
+    ],
+)
+def test_wrong_values_name_place_field_and_reason(value: Any, words: str) -> None:
+    with pytest.raises(UnusableInputError, match=f"extents.csv line 4: .*{words}"):
+        parse_weak(value, "extents.csv line 4")
