@@ -18,7 +18,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,8 @@ class Run:
         """Prepare, loop, save, validate."""
         if self.job.resume and (finished := self._finished()):
             return finished
+        if self.main and not self.job.resume:
+            self.folder.forget()
         if self.progress:
             self.progress.write()
         self._prepare()
@@ -204,8 +206,8 @@ class Run:
         config = self.method.config
         if start >= config.iterations:
             return
-        if idist.get_world_size() > 1 and start == 0:
-            torch.manual_seed(config.seed + idist.get_rank())  # dropout must differ between processes
+        if idist.get_rank() > 0:  # dropout must differ between processes; the first one's state is in the checkpoint
+            torch.manual_seed(config.seed + idist.get_rank() + 1000 * start)
         engine = Engine(self._update)
         epochs = -(-config.iterations // config.epoch_iterations)
         engine.load_state_dict({"iteration": start, "max_epochs": epochs, "epoch_length": config.epoch_iterations})
@@ -257,13 +259,16 @@ class Run:
         terms = dict(zip(output, values.tolist(), strict=True))
         wrong = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
         if wrong:
-            raise MedsegError(
-                f"{', '.join(wrong)} became NaN or infinite near iteration {done}; lower learning_rate "
-                f"(now {self.method.config.learning_rate:g}) or set amp=off; the checkpoint before it is kept"
-            )
+            raise self._diverged(", ".join(wrong), done)
         self.history.append({"iteration": done, **terms})
         if self.progress:
             self.progress.iteration(done, terms)
+
+    def _diverged(self, what: str, done: int) -> MedsegError:
+        return MedsegError(
+            f"{what} became NaN or infinite near iteration {done}; lower learning_rate "
+            f"(now {self.method.config.learning_rate:g}) or set amp=off; the checkpoint before it is kept"
+        )
 
     def _after_epoch(self, done: int) -> None:
         config = self.method.config
@@ -301,21 +306,37 @@ class Run:
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
+    def _request(self) -> str:
+        """Hash of what was asked for."""
+        return self._hash(self.job.config, self.job.training)
+
     def _fingerprint(self) -> str:
-        """Hash of what must not change between a checkpoint and its resumption."""
-        config = {k: v for k, v in self.method.config.to_dict().items() if k not in FREE_SETTINGS}
-        cases = [(case.id, case.label is not None) for case in self.training]
-        text = json.dumps([self.job.method, config, self.job.labels, cases], sort_keys=True, default=str)
+        """Hash of what must not change between a checkpoint and its resumption: settings and cases as they are used."""
+        return self._hash(self.method.config, self.training)
+
+    def _hash(self, config: MethodConfig, training: Sequence[Case]) -> str:
+        settings = {k: v for k, v in config.to_dict().items() if k not in FREE_SETTINGS}
+        cases = [(case.id, case.label is not None) for case in training]
+        text = json.dumps([self.job.method, settings, self.job.labels, cases], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _differs(self) -> MedsegError:
+        return MedsegError(
+            f"the run in {self.folder.path} was made with other settings or other cases; "
+            "start anew without --resume or choose another --out"
+        )
+
     def _save_checkpoint(self, done: int) -> None:
+        state = self.method.network.state_dict()
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+            raise self._diverged("the weights", done)  # the loss of this step may still have been finite
         if not self.main:
             return
         save_checkpoint(
             self.folder.checkpoint,
             {
                 "iteration": done,
-                "network": self.method.network.state_dict(),
+                "network": state,
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -333,10 +354,7 @@ class Run:
         if content is None:
             return 0
         if content["fingerprint"] != self._fingerprint():
-            raise MedsegError(
-                f"the checkpoint in {self.folder.path} was made with other settings or other cases; "
-                "start anew without --resume or choose another --out"
-            )
+            raise self._differs()
         self.method.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
@@ -351,6 +369,9 @@ class Run:
         """The metrics of a run that is already complete."""
         metrics: dict[str, Any] | None = read_json(self.folder.metrics)
         if metrics and self.folder.weights.exists() and metrics["iterations"] >= self.job.config.iterations:
+            request = self._request()
+            if metrics.get("request", request) != request:
+                raise self._differs()
             log.info("%s is already complete", self.folder.path)
             return metrics
         return None
@@ -371,6 +392,7 @@ class Run:
             "unlabelled": sum(case.label is None for case in self.training),
             "skipped": self.skipped,
             "validation": evaluation.to_dict() if evaluation else None,
+            "request": self._request(),
             "history": self.history,
         }
         if self.main:

@@ -29,6 +29,12 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.split = self.path / "split.json"
 
+    def forget(self) -> None:
+        """Remove what an earlier run would be resumed from. Its model stays until this run's replaces it."""
+        previous = self.checkpoint.with_suffix(self.checkpoint.suffix + ".previous")
+        for path in (self.checkpoint, previous, self.metrics):
+            path.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run. The lock belongs to the open file, so it vanishes with the process, however it dies.
