@@ -64,15 +64,43 @@ class OmniCorrelationLoss(nn.Module):
         if rows_v.shape[0] == 0 or memory.shape[0] == 0:
             return rows_v.new_zeros((), dtype=torch.float32)
         with torch.autocast(rows_v.device.type, enabled=False):
-            log_v = self._log_correlation(rows_v, memory, memory_mask)
-            log_a = self._log_correlation(rows_a, memory, memory_mask)
+            log_v = self.log_correlation(rows_v, memory, memory_mask)
+            log_a = self.log_correlation(rows_a, memory, memory_mask)
             per_row = self._cross_entropy(log_a, log_v)
             if self.symmetric:
                 per_row = 0.5 * (per_row + self._cross_entropy(log_v, log_a))
             return _mean(per_row, row_mask, memory_mask)
 
-    def _log_correlation(self, rows: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """log R, (N, M)."""
+    def anchor(
+        self,
+        rows: torch.Tensor,
+        memory: torch.Tensor,
+        row_mask: torch.Tensor,
+        memory_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Tie correlations to the classes: -log of the share of R_i that falls on entries of row i's own class.
+
+        Ours: without it nothing tells the heads what to correlate with, and agreeing on a uniform (target detached) or
+        on an arbitrary (not detached) distribution satisfies the loss above.
+
+        Args:
+            rows: (classes, N, D) embeddings of labelled voxels, by class.
+            memory: (classes, M, D) embeddings of the bank, by class.
+            row_mask: (classes, N) bool, rows that exist.
+            memory_mask: (classes, M) bool, entries that exist.
+
+        Returns:
+            Scalar; 0 where nothing counts.
+        """
+        with torch.autocast(rows.device.type, enabled=False):
+            log_r = self.log_correlation(rows.flatten(0, 1), memory.flatten(0, 1), memory_mask.flatten())
+            log_share = log_r.view(*rows.shape[:2], *memory.shape[:2]).logsumexp(dim=3)  # (classes, N, classes)
+            own = log_share.diagonal(dim1=0, dim2=2).T  # (classes, N)
+            counts = row_mask & memory_mask.any(dim=1)[:, None]
+            return _mean(-own.masked_fill(~counts, 0.0).flatten(), counts.flatten(), None)
+
+    def log_correlation(self, rows: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """log R, (N, M), of rows (N, D) and memory (M, D) with entries `mask` (M,)."""
         rows, memory = rows.float(), memory.detach().float()
         if self.normalise:
             rows, memory = F.normalize(rows, dim=1), F.normalize(memory, dim=1)

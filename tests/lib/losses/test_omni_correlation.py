@@ -128,6 +128,27 @@ def test_gradient_agrees_with_finite_differences() -> None:
     assert slope == pytest.approx(difference, rel=1e-2)
 
 
+def test_anchor_by_hand() -> None:
+    """One entry per class; a row of class 0 with cosines 1 and 0 at tau 1 has the share e / (e + 1)."""
+    memory = torch.eye(2)[:, None]  # (2 classes, 1 entry, 2)
+    everything = torch.ones(2, 1, dtype=torch.bool)
+    loss = OmniCorrelationLoss(1.0).anchor(torch.eye(2)[:, None], memory, everything, everything)
+    assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 1)), rel=1e-5)
+
+
+def test_anchor_ignores_missing_rows_and_classes() -> None:
+    rows, memory = torch.randn(3, 4, 5, requires_grad=True), torch.randn(3, 6, 5)
+    row_mask = torch.tensor([[True, True, False, False], [True] * 4, [False] * 4])
+    memory_mask = torch.tensor([[True] * 6, [False] * 6, [True] * 6])
+    loss = OmniCorrelationLoss(0.5)
+    value = loss.anchor(rows, memory, row_mask, memory_mask)
+    plain = loss.anchor(rows[[0, 2], :2], memory[[0, 2]], row_mask[[0, 2], :2], torch.ones(2, 6).bool())
+    assert value.item() == pytest.approx(plain.item(), rel=1e-5)
+    value.backward()
+    assert (rows.grad.abs().sum(-1) > 0).tolist() == [[True, True, False, False], [False] * 4, [False] * 4]  # type: ignore[union-attr]
+    assert loss.anchor(rows, memory, row_mask, torch.zeros(3, 6).bool()).item() == 0.0
+
+
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"temperature = -1"):
         OmniCorrelationLoss(-1)

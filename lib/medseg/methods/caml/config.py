@@ -56,6 +56,7 @@ class CAMLConfig(PatchConfig):
     bank_cases: int = 0  # slots; 0: one per labelled case, 64 at most
 
     # options beyond the paper
+    anchor_weight: float = 0.0  # ties correlations of labelled voxels to their class (`OmniCorrelationLoss.anchor`)
     average: float = 0.0  # decay of a running average of V that predicts in its place, e.g. 0.99; 0: off
     perturb: str = "none"  # "intensity": every branch sees its own shift of the unlabelled crops' intensities
     copy_paste: float = 0.0  # weight of bidirectional copy-paste (BCP, arXiv 2305.00673); 0: off
@@ -92,6 +93,7 @@ class CAMLConfig(PatchConfig):
             minimum=self.occ_minimum,
             rows=self.occ_rows,
             bins=self.occ_bins,
+            anchors=256 if self.anchor_weight > 0 else 0,  # ours: as many as memory entries per class
         )
 
 

@@ -23,6 +23,7 @@ class CorrelationSettings:
         minimum: bank entries a class needs to take part.
         rows: voxels compared per class and step.
         bins: confidence intervals among which the rows of a class are shared out.
+        anchors: labelled voxels per class and step that are returned to be tied to their class; 0: none.
     """
 
     dim: int = 32  # CAML card sec. 3: the effective width of the released heads
@@ -32,6 +33,7 @@ class CorrelationSettings:
     minimum: int = 32  # ours: CAML drops classes with fewer than 256, which silences small organs
     rows: int = 2048  # ours: CAML takes the 12,800 most confident of each class; see `Correlator`
     bins: int = 4  # ours: the boundary, where confidence is low, takes part
+    anchors: int = 0  # ours, beyond the paper
 
 
 class Correlator(nn.Module):
@@ -67,7 +69,9 @@ class Correlator(nn.Module):
             slots: (L,) their slots in the bank.
 
         Returns:
-            `rows_v`, `rows_a` (R, D), `row_mask` (R,), `memory` (M, D), `memory_mask` (M,).
+            `rows_v`, `rows_a` (R, D), `row_mask` (R,), `memory` (M, D), `memory_mask` (M,); with anchors also
+            `anchors_v`, `anchors_a` (classes, anchors, D) and `anchor_mask` (classes, anchors). R and M are ordered by
+            class.
         """
         guess_v, guess_a = outputs["logits_v"].argmax(dim=1), outputs["logits_a"].argmax(dim=1)
         agree = guess_v == guess_a
@@ -82,6 +86,7 @@ class Correlator(nn.Module):
         rows = {f"rows_{b}": self._rows(outputs[f"embedding_{b}"][first:], index.flatten(), b) for b in "va"}
         return {
             **rows,
+            **self._anchors(outputs, label),
             "row_mask": row_mask.flatten(),
             "memory": memory.flatten(0, 1),
             "memory_mask": memory_mask.flatten(),
@@ -111,6 +116,17 @@ class Correlator(nn.Module):
         group = torch.where(guess >= 0, guess * bins + level, -1).flatten()
         index, mask = sample_groups(group, classes * bins, self.settings.rows // bins)
         return index.view(classes, -1), mask.view(classes, -1)
+
+    def _anchors(self, outputs: dict[str, torch.Tensor], label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Labelled voxels of each class, whatever the branches say of them."""
+        if not self.settings.anchors:
+            return {}
+        index, mask = sample_groups(label.flatten().long(), self.classes, self.settings.anchors)
+        anchors = {
+            f"anchors_{b}": self._rows(outputs[f"embedding_{b}"], index.flatten(), b).unflatten(0, index.shape)
+            for b in "va"
+        }
+        return {**anchors, "anchor_mask": mask}
 
     def _rows(self, embedding: torch.Tensor, index: torch.Tensor, branch: str) -> torch.Tensor:
         project, predict = getattr(self, f"project_{branch}"), getattr(self, f"predict_{branch}")

@@ -134,6 +134,7 @@ class CAML(PatchMethod):
             "supervised": config.supervised_weight,
             "mutual": config.mutual_weight * ramp,
             "correlation": config.occ_weight * ramp,
+            "anchor": config.anchor_weight,
             "copy_paste": config.copy_paste * ramp,
         }
 
@@ -148,7 +149,18 @@ class CAML(PatchMethod):
         if self.config.occ:
             keys = ("rows_v", "rows_a", "memory", "row_mask", "memory_mask")
             terms["correlation"] = self.correlation(*(outputs[key] for key in keys))
+        if "anchor_mask" in outputs:
+            terms["anchor"] = self._anchor(outputs)
         return terms
+
+    def _anchor(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """How far both branches' correlations of labelled voxels are from their own class."""
+        memory, mask = (outputs[key].unflatten(0, (self.classes, -1)) for key in ("memory", "memory_mask"))
+        v, a = (
+            self.correlation.anchor(outputs[key], memory, outputs["anchor_mask"], mask)
+            for key in ("anchors_v", "anchors_a")
+        )
+        return 0.5 * (v + a)
 
     def _views(self, image: torch.Tensor, labelled: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What V and A see: the same images, or each its own perturbation of the unlabelled ones."""

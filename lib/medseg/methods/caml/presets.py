@@ -22,7 +22,7 @@ PRESETS = {
     ),
 }
 
-_BEYOND = {"average": 0.99, "perturb": "intensity", "copy_paste": 1.0, "loss": "dice_ce"}
+_BEYOND = {"anchor_weight": 0.1, "average": 0.99, "perturb": "intensity", "copy_paste": 1.0, "loss": "dice_ce"}
 
 ARM_GROUPS = {
     "segmentation": ArmGroup(  # the ablation of the CAML card, sec. 1
@@ -32,6 +32,7 @@ ARM_GROUPS = {
             Arm("cma", {"occ": False}),
             Arm("occ", {"cma": False}),
             Arm("full"),
+            Arm("anchored", {"anchor_weight": 0.1}, in_default=False),
             Arm("average", {"average": 0.99}, in_default=False),
             Arm("copy_paste", {"average": 0.99, "copy_paste": 1.0}, in_default=False),
             Arm("beyond", _BEYOND, in_default=False),

@@ -71,6 +71,24 @@ def test_clear_forgets_everything() -> None:
     assert not bank.draw(2)[1].any()
 
 
+def test_every_process_stores_what_all_of_them_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process writes slot 1 with the negative of what this one writes to slot 0."""
+
+    def all_gather(parts: list[torch.Tensor], tensor: torch.Tensor) -> None:
+        other = tensor if tensor.dtype == torch.bool else (1 - tensor if tensor.dtype == torch.long else -tensor)
+        for part, value in zip(parts, (tensor, other), strict=True):
+            part.copy_(value)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    banks = VoxelBank(2, 1, 2, 1), VoxelBank(2, 1, 2, 1, gather=False)
+    for bank in banks:
+        bank.write(torch.tensor([0]), torch.full((1, 1, 2, 1), 3.0), torch.ones(1, 1, 2).bool())
+    assert banks[0].embeddings.flatten().tolist() == [3, 3, -3, -3]
+    assert banks[1].embeddings.flatten().tolist() == [3, 3, 0, 0]
+
+
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="0 cases"):
         VoxelBank(0, 2, 4, 3)
