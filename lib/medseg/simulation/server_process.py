@@ -20,6 +20,7 @@ from medseg.server.launch import RunningServer, check, command, environment, fre
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 600.0  # ours: a machine busy with other trainings took 157 s
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -71,7 +72,7 @@ class ServerProcess:
             )
         self._server = RunningServer(self.url, process, options.log)
         try:
-            wait_until_ready(self._server)
+            wait_until_ready(self._server, START_SECONDS)
         except MedsegError as error:
             self.stop()
             raise MedsegError(f"{error}; the server's log is {options.log}") from error
