@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from medseg.phantoms.study import StudyOptions, write_study
 from medseg.server.launch import RunningServer, running_server
 
@@ -44,7 +46,7 @@ class Api:
     def infer(self, model: str, image: str, output: str = "json", **params: Any) -> requests.Response:
         return self.send("POST", f"/infer/{model}?image={image}&output={output}", data={"params": json.dumps(params)})
 
-    def wait_for_training(self, seconds: float = 150.0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def wait_for_training(self, seconds: float = 400.0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The task record at the end, and the `train_stats` seen on the way."""
         seen = []
         deadline = time.monotonic() + seconds
@@ -96,6 +98,7 @@ def app_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(app_dir: Path, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The server of most tests."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # server, job and tests share the cores
     log = tmp_path_factory.mktemp("log") / "server.log"
     with running_server(
         app_dir, str(study), {"models": "caml,supervised", "set": TINY, "device": "cpu"}, log

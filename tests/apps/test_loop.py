@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from monailabel.client.client import MONAILabelClient
+
 from medseg.phantoms.organs import make_organ
 from medseg.phantoms.study import write_grid
 from medseg.transforms.io import read_image, read_mask
-from monailabel.client.client import MONAILabelClient
 
 pytestmark = pytest.mark.server
 

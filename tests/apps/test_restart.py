@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from medseg.phantoms.study import StudyOptions, write_study
 from medseg.server.launch import RunningServer, spawn_server, wait_until_ready
 
@@ -38,6 +39,28 @@ def stats(api: Any) -> dict[str, Any]:
     return api.json("GET", "/info/")["train_stats"]["supervised"]
 
 
+def test_ended_server_ends_its_training_with_a_checkpoint(
+    app_dir: Path, tmp_path: Path, make_api: Callable[[str], Any], phantoms: StudyOptions
+) -> None:
+    study = write_study(tmp_path / "study", count=2, labelled=2, options=phantoms)
+    server = start(app_dir, study, tmp_path / "log", tmp_path / "models")
+    try:
+        api = make_api(server.url)
+        api.json("POST", "/train/supervised", json={})
+        wait_for(lambda: (stats(api).get("iteration") or 0) >= 20, 300, "the training did not start")
+        family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+
+        server.process.terminate()
+
+        server.process.wait(60)  # upstream would wait for the training to end
+        assert not psutil.wait_procs(family, timeout=30)[1]
+    finally:
+        server.stop()
+    (run,) = (tmp_path / "models").glob("*/supervised/runs/*")
+    assert json.loads((run / "progress.json").read_text())["state"] == "stopped"
+    assert (run / "checkpoint.pt").exists()
+
+
 def test_killed_server_leaves_no_orphan_and_the_training_resumes(
     app_dir: Path, tmp_path: Path, make_api: Callable[[str], Any], phantoms: StudyOptions
 ) -> None:
@@ -46,13 +69,13 @@ def test_killed_server_leaves_no_orphan_and_the_training_resumes(
     try:
         api = make_api(server.url)
         api.json("POST", "/train/supervised", json={})
-        wait_for(lambda: (stats(api).get("iteration") or 0) >= 40, 90, "the training did not start")
+        wait_for(lambda: (stats(api).get("iteration") or 0) >= 40, 300, "the training did not start")
         jobs = psutil.Process(server.process.pid).children(recursive=True)
         assert jobs
 
         os.kill(server.process.pid, signal.SIGKILL)  # the server alone; its job must notice by itself
 
-        _, alive = psutil.wait_procs(jobs, timeout=30)
+        _, alive = psutil.wait_procs(jobs, timeout=90)
         assert not alive, "the training went on without its server"
     finally:
         server.stop()
@@ -68,7 +91,7 @@ def test_killed_server_leaves_no_orphan_and_the_training_resumes(
         assert stats(api)["state"] in ("stopped", "failed")
         assert stats(api)["error"]
         api.json("POST", "/train/supervised", json={"iterations": progress["iteration"] + 20})
-        wait_for(lambda: stats(api)["state"] == "done", 90, "the training did not end")
+        wait_for(lambda: stats(api)["state"] == "done", 300, "the training did not end")
         done = stats(api)
     finally:
         server.stop()

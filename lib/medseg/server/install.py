@@ -17,6 +17,7 @@ from medseg.server.endpoints import MODULES, guarded_router
 from medseg.server.guard import Guard, GuardOptions, is_local
 from medseg.server.http_errors import install_errors
 from medseg.server.routes import medseg_router
+from medseg.server.shutdown import end_jobs_with_the_server
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def install(app: Any, web: Any = None) -> None:
     web.middleware_stack = None
     web.openapi_schema = None
     accept_signed_tokens()
+    end_jobs_with_the_server()
     if not options.allow_remote:
         logger.info("answering this machine only; for others start with --host ADDRESS or --conf allow_remote true")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from medseg.acquisition.leases import LeaseBook
 from medseg.acquisition.strategies import Scored
 

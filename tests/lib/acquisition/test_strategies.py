@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order
 
 

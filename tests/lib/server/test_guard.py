@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+
 from medseg.server.guard import Guard, GuardOptions, is_local
 
 OPTIONS = GuardOptions(max_body=100, origins=frozenset({"https://viewer.example"}))

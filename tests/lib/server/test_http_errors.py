@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from fastapi.exceptions import RequestValidationError
-from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
-from medseg.server.http_errors import ErrorAnswers, parse_object, sentence_of
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from starlette.exceptions import HTTPException
+
+from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
+from medseg.server.http_errors import ErrorAnswers, parse_object, sentence_of
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.server import launch
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medseg.errors import MedsegError
 from medseg.methods import METHODS
 from medseg.server.settings import AppSettings

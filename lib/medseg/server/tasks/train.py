@@ -88,11 +88,8 @@ class MedsegTrain(TrainTask):
         processes = _count(options.pop("processes", None), "processes") or self._processes(device)
         if "init" in options:  # a file name from the network; people set it with --conf
             raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
-        settings = {
-            key: value[0] if isinstance(value, list) and key != "patch" else value for key, value in options.items()
-        }
         init = self._init()
-        config = self.study.settings.config(self.method, {**settings, **({"init": init} if init else {})})
+        config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
         if Supervision.MASKS in method_class(self.method).supervision and not self.study.labelled():
             raise ConflictError(
                 "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class TrainRuns:
         newest = self.folders()[-1:]
         if resume and newest and self._continues(newest[0], mark):
             return OpenRun(newest[0], resume=True)
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         path = self.runs / stamp
         path.mkdir(parents=True)
         write_json(path / "run.json", {"fingerprint": mark, "created": _now()})
@@ -144,4 +144,4 @@ class TrainRuns:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medseg.errors import MedsegError
+from medseg.server.tasks import distributed
+from medseg.server.tasks.distributed import job_from_dict, job_to_dict, train_distributed
+from medseg.training.run import TrainingJob
+
+
+@pytest.fixture
+def job(make_app: Any, tmp_path: Path) -> TrainingJob:
+    app = make_app()
+    split = app.study.split(app.study.cases())
+    return TrainingJob(
+        "supervised", app.settings.config("supervised"), app.study.labels, split.training, split.validation,
+        tmp_path / "run", "cpu", False, (7,),
+    )  # fmt: skip
+
+
+def test_a_job_survives_json(job: TrainingJob) -> None:
+    assert job_from_dict(json.loads(json.dumps(job_to_dict(job)))) == job
+
+
+def test_a_failed_training_tells_the_runs_own_sentence(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.out.mkdir()
+    (job.out / "progress.json").write_text('{"error": "loss became NaN"}')
+    monkeypatch.setattr(distributed.sys, "executable", "/bin/false")
+
+    with pytest.raises(MedsegError, match="loss became NaN"):
+        train_distributed(job, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_publish(make_app: Any) -> None:
+    app = make_app()
+
+    stats = app.train({"model": "supervised", "processes": 2, "device": "cpu", "patch": [32, 32, 16]})
+
+    assert stats["decision"]["published"] is True
+    (run,) = app._trainers["supervised"].runs.folders()
+    assert json.loads((run / "metrics.json").read_text())["processes"] == 2

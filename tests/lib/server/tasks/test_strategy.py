@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medseg.acquisition.score_store import StoredScore, image_stamp
+from medseg.errors import NotFoundError
+
+
+def sample(app: Any, strategy: str, client: str = "ann") -> dict[str, Any]:
+    reply: dict[str, Any] = app.next_sample({"strategy": strategy, "client_id": client})
+    return reply
+
+
+def store(app: Any, **values: float) -> None:
+    app.study.scores("supervised").update(
+        StoredScore(i, 1, image_stamp(app.study.image(i)), v, f"entropy {v:.2f}") for i, v in values.items()
+    )
+
+
+def test_highest_score_first_with_its_reason(trained_app: Any) -> None:
+    store(trained_app, organ_003=0.2, organ_004=0.6)
+
+    found = sample(trained_app, "supervised")
+
+    assert (found["id"], found["why"], found["score"]) == ("organ_004", "entropy 0.60", 0.6)
+    assert found["path"].endswith("organ_004.nii.gz")
+    assert found["lease_minutes"] == 60
+
+
+def test_scores_of_an_older_model_do_not_count(trained_app: Any) -> None:
+    trained_app.study.scores("supervised").update([StoredScore("organ_003", 0, "", 0.9, "old")])
+
+    assert {s.value for s in trained_app._strategies["supervised"].ranking()} == {None}
+
+
+def test_all_strategies_share_the_leases(make_app: Any) -> None:
+    app = make_app()
+
+    first = sample(app, "first", "ann")
+    second = sample(app, "random", "bob")
+
+    assert {first["id"], second["id"]} == {"organ_003", "organ_004"}
+    assert sample(app, "supervised", "eve") == {}
+
+
+def test_without_a_model_the_order_is_random_and_says_so(make_app: Any) -> None:
+    app = make_app()
+
+    assert sample(app, "supervised")["why"] == "no model yet, random order"
+    ranking = [s.id for s in app._strategies["supervised"].ranking()]
+    assert ranking == [s.id for s in make_app()._strategies["random"].ranking()]
+
+
+def test_saving_a_label_ends_the_lease(make_app: Any, tmp_path: Any) -> None:
+    app = make_app()
+    image = sample(app, "first")["id"]
+    values = np.zeros((24, 24, 16), dtype=np.uint8)
+    values[8:16, 8:16, 4:12] = 1
+    mask = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(values, nib.load(tmp_path / "study" / f"{image}.nii.gz").affine), mask)
+
+    app.datastore().save_label(image, str(mask), "final", {"label_info": [{"name": "atrium", "idx": 1}]})
+    reply = app.on_save_label(image, image)
+
+    assert app.study.leases.of(image) is None
+    assert (reply["labelled"], reply["unlabelled"]) == (4, 1)
+    assert isinstance(reply["remarks"], list)
+    assert sample(app, "first")["id"] != image
+
+
+def test_diverse_strategy_keeps_away_from_what_is_labelled(trained_app: Any, make_app: Any) -> None:
+    scores = [
+        StoredScore("organ_003", 1, "", 0.5, "w", features=(0.0, 0.0)),
+        StoredScore("organ_004", 1, "", 0.4, "w", features=(9.0, 9.0)),
+        StoredScore("organ_000", 1, "", 0.4, "w", features=(0.0, 0.1)),
+    ]
+    trained_app.study.scores("supervised").update(scores)
+
+    assert trained_app._strategies["supervised"].ranking()[0].id == "organ_003"
+    diverse = make_app(diversity=2)._strategies["supervised_diverse"].ranking()
+    assert diverse[0].id == "organ_004"
+    assert "unlike the images already chosen" in diverse[0].why
+
+
+def test_unknown_strategies_are_named(make_app: Any) -> None:
+    with pytest.raises(NotFoundError, match="known: supervised, supervised_diverse, random, first"):
+        sample(make_app(), "nope")

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medseg.errors import ConflictError, MedsegError
+from medseg.methods.supervised.method import Supervised
+
+
+def test_training_publishes_and_a_second_one_meets_the_gate(make_app: Any) -> None:
+    app = make_app()
+
+    first = app.train({"model": "supervised", "client_id": "slicer", "device": ["cpu"]})
+    second = app.train({"model": "supervised", "seed": 1})
+
+    assert first["decision"]["published"] is True
+    assert first["decision"]["labelled"] + first["decision"]["validation"] == 3
+    assert second["decision"]["incumbent"] == pytest.approx(first["decision"]["quality"])
+    better = second["decision"]["quality"] > first["decision"]["quality"]
+    assert second["decision"]["published"] is better
+    assert app.study.registry.champion("supervised").number == (2 if better else 1)
+    (cases,) = {len(json.loads((run / "cases.json").read_text())) for run in app._trainers["supervised"].runs.folders()}
+    assert cases == 5
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"iteration": 3}, "did you mean iterations"),
+        ({"iterations": "x"}, "iterations"),
+        ({"labelled": 99}, "labelled images that may train"),
+        ({"labelled": "x"}, "whole number"),
+        ({"processes": 0}, "whole number"),
+        ({"init": "/etc/passwd"}, "--conf init"),
+        ({"device": "tpu"}, "no device"),
+    ],
+)
+def test_bad_requests_are_one_sentence_and_shown(make_app: Any, request_: dict[str, Any], says: str) -> None:
+    app = make_app()
+
+    with pytest.raises(MedsegError, match=says):
+        app.train({"model": "supervised", **request_})
+
+    stats = app.info()["train_stats"]["supervised"]
+    assert stats["state"] == "failed"
+    assert says.split()[-1] in stats["error"]
+
+
+def test_zero_labels_say_so_and_the_loop_goes_on(make_app: Any, tmp_path: Path) -> None:
+    app = make_app()
+    labels = tmp_path / "study" / "labels" / "final"
+    kept = {path.name: path.read_bytes() for path in labels.iterdir()}
+    for path in labels.iterdir():
+        path.unlink()
+    app.datastore().refresh()
+
+    with pytest.raises(ConflictError, match="no image is labelled yet"):
+        app.train({"model": "supervised"})
+
+    for name, content in kept.items():
+        (labels / name).write_bytes(content)
+    app.datastore().refresh()
+    assert app.train({"model": "supervised"})["decision"]["published"] is True
+
+
+def test_one_label_only_trains_without_validation(make_app: Any, tmp_path: Path) -> None:
+    app = make_app()
+    for name in ("organ_001", "organ_002"):
+        (tmp_path / "study" / "labels" / "final" / f"{name}.nii.gz").unlink()
+    app.datastore().refresh()
+
+    decision = app.train({"model": "supervised"})["decision"]
+
+    assert (decision["labelled"], decision["validation"], decision["quality"]) == (1, 0, None)
+    assert decision["published"] is True
+
+
+def test_a_damaged_volume_is_left_out_and_named(make_app: Any, tmp_path: Path) -> None:
+    app = make_app(validation="organ_001")
+    image = tmp_path / "study" / "organ_002.nii.gz"
+    image.write_bytes(gzip.compress(b"no header"))
+
+    stats = app.train({"model": "supervised"})
+
+    assert stats["decision"]["published"] is True
+    assert "organ_002" in json.dumps(stats["skipped"])
+
+
+def test_nan_and_out_of_memory_are_sentences_and_the_next_training_works(
+    make_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    step = Supervised.training_step
+
+    def nan(self: Supervised, batch: Any, iteration: int) -> Any:
+        output = step(self, batch, iteration)
+        output.loss = output.loss * float("nan")
+        return output
+
+    def memory(self: Supervised, batch: Any, iteration: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    for replacement, says in ((nan, "NaN"), (memory, "out of memory at patch")):
+        monkeypatch.setattr(Supervised, "training_step", replacement)
+        with pytest.raises(MedsegError, match=says):
+            app.train({"model": "supervised"})
+        assert says in app.info()["train_stats"]["supervised"]["error"]
+        assert "Traceback" not in app.info()["train_stats"]["supervised"]["error"]
+    monkeypatch.setattr(Supervised, "training_step", step)
+
+    assert app.train({"model": "supervised"})["decision"]["published"] is True
+    assert app.info()["train_stats"]["supervised"]["error"] is None
+
+
+def test_labelled_hides_masks_but_keeps_images(make_app: Any) -> None:
+    app = make_app(validation="organ_001")
+
+    decision = app.train({"model": "supervised", "labelled": 1})["decision"]
+
+    assert (decision["labelled"], decision["validation"]) == (1, 1)
+
+
+def test_init_champion_starts_from_the_current_weights(trained_app: Any, make_app: Any) -> None:
+    task = make_app(init="champion")._trainers["supervised"]
+
+    config = task.check({}).config
+
+    champion = trained_app.study.registry.champion("supervised")
+    assert config.init == str(champion.folder / "model.safetensors")
+    assert make_app()._trainers["supervised"].check({}).config.init is None
+
+
+def test_config_offers_what_viewers_can_change(make_app: Any) -> None:
+    config = make_app()._trainers["supervised"].config()
+
+    assert config["iterations"] == 6
+    assert config["device"] == ["cpu"]
+    assert make_app()._trainers["supervised"].check(config).config.iterations == 6  # what a viewer sends back is fine
