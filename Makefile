@@ -19,7 +19,7 @@ STAMP := .venv/.installed
 setup: $(STAMP)
 
 $(STAMP): requirements.txt pyproject.toml
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} is not supported; install Python 3.11 and run: make PYTHON=python3.11")'
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} is not supported; install Python 3.11 and run: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	@echo "installing the pinned requirements into .venv (some minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

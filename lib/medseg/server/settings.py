@@ -7,7 +7,7 @@
 | `device` | `cpu`, `cuda`, `cuda:1` | a GPU if there is one |
 | `model_dir` | folder of models, runs and scores | `<app>/model` |
 | `tracking_uri` | an MLflow server, or `off` | `sqlite:///<model_dir>/mlflow.db` |
-| `preset` | `cpu` or `paper`: the method's committed budget | none |
+| `preset` | `cpu` or `paper`: the method's committed budget | `cpu` without a GPU, else the method's defaults |
 | `validation` | ids of the frozen validation cases, comma separated | by hash of the patient |
 | `validation_fraction` | share of patients that validate | 0.2 |
 | `patient_pattern` | regular expression: image id -> patient | the image id |
@@ -33,6 +33,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import torch
 
 from medseg.errors import MedsegError
 from medseg.methods import METHODS, method_class
@@ -101,10 +103,13 @@ class AppSettings:
             MedsegError: unknown setting or bad value.
         """
         kind = method_class(method)
-        preset = dict(kind.presets[self.preset].config) if self.preset else {}
+        preset = dict(kind.presets[self.preset or "cpu"].config) if self.preset or not self._on_gpu() else {}
         shared = {name: getattr(self, name) for name in _METHOD_FIELDS}
         own = dict(self.method_settings.get(method, {}))
         return kind.config_class.from_dict({**preset, **shared, **own, **(overrides or {})})
+
+    def _on_gpu(self) -> bool:
+        return torch.cuda.is_available() and self.device != "cpu"
 
     def _check(self) -> None:
         if not 0 <= self.gate_eps < 1:

@@ -171,8 +171,8 @@ class Run:
         if config.init:
             load_initial(self.method.network, Path(config.init))
         self.cache = CaseCache(self.method, config.cache_gb)
-        log.info("reading %d training and %d validation cases", len(job.training), len(job.validation))
-        training, skipped = readable(self.cache, job.training)
+        used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
+        training, skipped = readable(self.cache, [case for case in job.training if case.id in used])
         validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation)
         self.training, self.validation = tuple(training), tuple(validation)
         self.skipped = skipped + skipped_validation

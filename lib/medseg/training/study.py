@@ -12,6 +12,7 @@ def study_key(studies: str) -> str:
 
     Two studies never share models by accident, and a person still recognises which is which.
     """
-    place = studies.rstrip("/") if re.match(r"https?://", studies) else str(Path(studies).expanduser().resolve())
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", place.rsplit("/", 1)[-1]).strip("-") or "study"
+    remote = "://" in studies
+    place = studies.rstrip("/") if remote else str(Path(studies).expanduser().resolve())
+    name = re.sub(r"[^a-z0-9]+", "-", place.rsplit("/", 1)[-1].lower()).strip("-") or "study"
     return f"{name[:40]}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"

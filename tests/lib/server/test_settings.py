@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from medseg.errors import MedsegError
-from medseg.methods import METHODS
+from medseg.methods import METHODS, method_class
 from medseg.server.settings import AppSettings
 
 
@@ -74,4 +74,10 @@ def test_request_wins_over_conf_and_conf_over_preset() -> None:
 
     assert settings.config("caml").seed == 4
     assert settings.config("caml", {"seed": "5"}).seed == 5
-    assert settings.config("caml").iterations != AppSettings().config("caml").iterations
+    assert settings.config("caml").iterations != AppSettings(preset="paper").config("caml").iterations
+
+
+def test_without_a_preset_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert AppSettings().config("caml") == method_class("caml").config_class()
+    assert AppSettings(device="cpu").config("caml") == AppSettings(preset="cpu").config("caml")

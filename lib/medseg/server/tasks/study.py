@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,19 +16,13 @@ from medseg.errors import MedsegError, NotFoundError
 from medseg.server.settings import AppSettings
 from medseg.training.registry import ModelRegistry
 from medseg.training.split import Split, SplitManifest
+from medseg.training.study import study_key
 from medseg.transforms.io import read_mask
 from medseg.weak import WeakLabels, parse_weak
 
 logger = logging.getLogger(__name__)
 
 MASKS_READ = 8  # ours: masks looked at for values that nobody named; reading all would delay the start
-
-
-def study_key(studies: str) -> str:
-    """Folder name of a study's models: a slug people recognise, and 6 hex digits that keep equal names apart."""
-    where = studies if "://" in studies else str(Path(studies).absolute())
-    slug = re.sub(r"[^a-z0-9]+", "-", where.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-") or "study"
-    return f"{slug[:40]}-{hashlib.sha256(where.encode()).hexdigest()[:6]}"
 
 
 class Study:

@@ -10,14 +10,7 @@ import pytest
 
 from medseg.errors import MedsegError, NotFoundError
 from medseg.server.settings import AppSettings
-from medseg.server.tasks.study import fixed_labels, study_key
-
-
-def test_study_key_is_readable_and_tells_equal_names_apart() -> None:
-    assert study_key("/data/Left Atrium").startswith("left-atrium-")
-    assert study_key("/data/a/x") != study_key("/data/b/x")
-    assert study_key("http://pacs/dicom-web/") == study_key("http://pacs/dicom-web/")
-    assert study_key("/data/ÄÖ").startswith("study-")
+from medseg.server.tasks.study import fixed_labels
 
 
 def test_labels_of_conf_win_over_those_of_the_study(tmp_path: Path) -> None:
