@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def load_model(folder: Path, device: str = "cpu") -> Method:
         UnusableInputError: the files do not belong together or are damaged.
     """
     folder = Path(folder)
-    description = read_json(folder / "config.json")
+    try:
+        description = read_json(folder / "config.json")
+    except json.JSONDecodeError as error:
+        raise UnusableInputError(f"{folder / 'config.json'} is damaged: {error}") from error
     weights = folder / "model.safetensors"
     if description is None or not weights.exists():
         raise NotFoundError(f"{folder} holds no model; expected model.safetensors and config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     if path.exists():
         previous = path.with_suffix(path.suffix + ".previous")
         previous.unlink(missing_ok=True)
-        previous.hardlink_to(path)
+        try:
+            previous.hardlink_to(path)
+        except OSError:  # some network and memory-card file systems have no hard links
+            os.replace(path, previous)
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 

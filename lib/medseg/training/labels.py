@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.cases import Case
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UnusableInputError
 from medseg.files import read_json
 from medseg.transforms.io import read_mask
 
@@ -23,12 +23,19 @@ def find_labels(folders: Sequence[Path], cases: Sequence[Case]) -> dict[str, int
     named: dict[str, int] = {}
     for folder in folders:
         for file in (Path(folder) / NAMES_FILE, Path(folder) / ".medseg" / NAMES_FILE):
-            for name, index in (read_json(file, default={}) if Path(folder).is_dir() else {}).items():
-                if named.setdefault(name, int(index)) != int(index):
+            for name, index in (_read_names(file) if Path(folder).is_dir() else {}).items():
+                if named.setdefault(name, index) != index:
                     raise MedsegError(
                         f"{file} numbers label {name!r} {index}, another data set {named[name]}; renumber one"
                     )
     return named or labels_of_masks(cases)
+
+
+def _read_names(file: Path) -> dict[str, int]:
+    try:
+        return {str(name): int(index) for name, index in read_json(file, default={}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnusableInputError(f'{file} must hold {{"name": 1, "name": 2, ...}}: {error}') from error
 
 
 def labels_of_masks(cases: Sequence[Case]) -> dict[str, int]:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medseg.errors import MedsegError, NotFoundError
+from medseg.files import read_json
+from medseg.inference.command import predict_images
+from medseg.inference.model_folder import save_model
+from medseg.methods.supervised.config import SupervisedConfig
+from medseg.methods.supervised.method import Supervised
+from medseg.transforms.io import read_image, read_mask
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = SupervisedConfig.from_dict({"dimension": 2, "channels": 1, "patch": (32, 32), "width": 4, "amp": "off"})
+    save_model(folder, Supervised(config, {"organ": 1}))
+    return folder
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_writes_mask_measurements_uncertainty_and_overlay(tmp_path: Path, model: Path) -> None:
+    image = picture(tmp_path / "in" / "x.jpg")
+
+    (line,) = predict_images(model, [image], tmp_path / "out", "cpu", uncertainty=True, overlay=True)
+
+    out = tmp_path / "out"
+    assert line == f"x.jpg -> {out / 'x.png'}"
+    assert sorted(p.name for p in out.iterdir()) == ["x.json", "x.png", "x_overlay.png", "x_uncertainty.nii.gz"]
+    mask, facts = read_mask(out / "x.png"), read_json(out / "x.json")
+    assert mask.shape == (1, 40, 30)
+    assert facts["voxels"] == {"organ": int((mask == 1).sum())}
+    assert (facts["method"], facts["labels"], facts["image"]) == ("supervised", {"organ": 1}, "x.jpg")
+    assert 0 < float(read_image(out / "x_uncertainty.nii.gz").max()) <= 1
+
+
+def test_folder_means_all_images_in_it(tmp_path: Path, model: Path) -> None:
+    for name in ("b.png", "a.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+
+    lines = list(predict_images(model, [tmp_path / "in"], tmp_path / "out", "cpu"))
+
+    assert [line.split(" ")[0] for line in lines] == ["a.png", "b.png"]
+
+
+def test_mask_never_replaces_its_image(tmp_path: Path, model: Path) -> None:
+    image = picture(tmp_path / "x.png")
+    before = image.read_bytes()
+
+    with pytest.raises(MedsegError, match=r"x\.png would replace the image itself"):
+        list(predict_images(model, [image], tmp_path, "cpu"))
+
+    assert image.read_bytes() == before
+
+
+def test_missing_and_equal_names_are_told_before_anything_is_written(tmp_path: Path, model: Path) -> None:
+    images = [picture(tmp_path / "one" / "x.png"), picture(tmp_path / "two" / "x.jpg")]
+
+    with pytest.raises(MedsegError, match="two images are called 'x'"):
+        list(predict_images(model, images, tmp_path / "out", "cpu"))
+    with pytest.raises(NotFoundError, match=r"y\.png does not exist"):
+        list(predict_images(model, [images[0], tmp_path / "y.png"], tmp_path / "out", "cpu"))
+    assert not (tmp_path / "out").exists()
