@@ -174,6 +174,7 @@ class MedsegApp(MONAILabelApp):
         """Reply to a saved label: remarks on its quality. The image is no longer leased."""
         self.study.leases.release(image_id)
         store = self.datastore()
+        forget_dicomweb_lists(store)
         remarks = store.saved_remarks(image_id) if isinstance(store, MedsegDatastore) else []
         for remark in remarks:
             logger.info("label of %s: %s", image_id, remark)
@@ -220,6 +221,14 @@ class MedsegApp(MONAILabelApp):
             logger.exception("job failed")
             logger.error("failed: %s: %s", type(error).__name__, error)
         raise SystemExit(2)
+
+
+def forget_dicomweb_lists(store: Any) -> None:
+    """MONAI Label keeps a DICOMweb server's lists for two hours and would hand out a series that was just labelled."""
+    for name in ("list_images", "get_labeled_images"):
+        cache = getattr(getattr(type(store), name), "cache", None)
+        if cache is not None:
+            cache.clear()
 
 
 def in_job_process() -> bool:

@@ -10,7 +10,8 @@ from medseg.server.tasks.scoring import MedsegScoring
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 5.0  # ours: looking costs a directory listing; a promotion waits for the next image anyway
+POLL_SECONDS = 5.0  # ours: a promotion waits for the next image anyway
+FULL_LOOK_EVERY = 12  # ours: image files that were changed in place are noticed within a minute
 
 
 class AutoScoring:
@@ -31,6 +32,8 @@ class AutoScoring:
         self._tasks, self._is_busy, self._start = tasks, is_busy, start
         self._seen: dict[str, tuple[int | None, frozenset[str]]] = {}
         self._started: dict[str, tuple[int | None, frozenset[str]]] = {}
+        self._nothing_due: dict[str, tuple[object, int]] = {}
+        self._looks = 0
         self._stop = threading.Event()
 
     def look(self) -> list[str]:
@@ -40,9 +43,10 @@ class AutoScoring:
             The methods whose scoring was started.
         """
         started = []
+        self._looks += 1
         for name, task in self._tasks.items():
-            champion = task.cache.champion()
-            work = (champion.number if champion else None, frozenset(task.due()))
+            version, pool = task.state()
+            work = (version, self._due(name, task, (version, pool)))
             settled = self._seen.get(name) == work
             self._seen[name] = work
             if work[1] and settled and not self._was_started(name, work) and not self._is_busy():
@@ -51,6 +55,16 @@ class AutoScoring:
                 self._start(name)
                 started.append(name)
         return started
+
+    def _due(self, name: str, task: MedsegScoring, state: object) -> frozenset[str]:
+        """What is to be scored. Asking looks at every image file, so an answer of nothing holds for some looks."""
+        known, look = self._nothing_due.get(name, (None, 0))
+        if known == state and self._looks - look < FULL_LOOK_EVERY:
+            return frozenset()
+        due = frozenset(task.due())
+        if not due:
+            self._nothing_due[name] = (state, self._looks)
+        return due
 
     def _was_started(self, name: str, work: tuple[int | None, frozenset[str]]) -> bool:
         """Whether a job was started for all of it: one that failed or was stopped by hand is not repeated for ever."""

@@ -45,6 +45,11 @@ class MedsegScoring(ScoringMethod):
         stamps = self.study.stamps(self.study.unlabelled())
         return self.study.scores(self.method).outdated(stamps, champion.number)
 
+    def state(self) -> tuple[int | None, frozenset[str]]:
+        """The present model version and the unlabelled images: while they stay, there is little new to score."""
+        champion = self.cache.champion()
+        return (champion.number if champion else None), frozenset(self.study.unlabelled())
+
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Score what is due.
 

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-from medseg.server.tasks.auto_scoring import AutoScoring
+from medseg.server.tasks.auto_scoring import FULL_LOOK_EVERY, AutoScoring
 
 
 class FakeTask:
     """A scoring task whose work the test sets."""
 
     def __init__(self, version: int | None, *due: str) -> None:
-        self.version, self.images = version, list(due)
-        self.cache = SimpleNamespace(champion=lambda: SimpleNamespace(number=self.version) if self.version else None)
+        self.version, self.images, self.asked = version, list(due), 0
 
     def due(self) -> list[str]:
+        self.asked += 1
         return self.images if self.version else []
+
+    def state(self) -> tuple[int | None, frozenset[str]]:
+        return self.version, frozenset(self.images)
 
 
 def watch(task: FakeTask, busy: list[bool]) -> tuple[AutoScoring, list[str]]:
@@ -85,3 +87,16 @@ def test_a_new_model_or_a_new_image_starts_again_but_a_failed_job_does_not() -> 
     for _ in range(3):
         auto.look()
     assert len(started) == 3
+
+
+def test_image_files_are_not_looked_at_every_time_while_nothing_changes() -> None:
+    task = FakeTask(1)
+    auto, started = watch(task, [False])
+    for _ in range(FULL_LOOK_EVERY):
+        auto.look()
+    assert task.asked == 1
+
+    auto.look()
+
+    assert task.asked == 2
+    assert started == []
