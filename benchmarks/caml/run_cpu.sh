@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The CPU figures of benchmarks/caml/README.md: DATA is a folder with images/ and labels/, OUT gets everything.
+set -euo pipefail
+DATA=${1:?usage: run_cpu.sh DATA OUT}
+OUT=${2:?usage: run_cpu.sh DATA OUT}
+MEDSEG=${MEDSEG:-medseg}
+"$MEDSEG" bench caml --data "$DATA" --preset cpu --labelled 4 --device cpu --out "$OUT/bench"
+"$MEDSEG" bench caml --data "$DATA" --preset cpu --labelled 4 --device cpu --arms speed --iterations 4 --seeds 1 --out "$OUT/speed"
+"$MEDSEG" simulate --data "$DATA" --method caml --strategies random,caml --rounds 3 --per-round 2 --initial 4 \
+  --preset cpu --device cpu --scale 0.4 --iterations 300 --set patch=40,40,24 --out "$OUT/simulation"
