@@ -73,7 +73,9 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
 
 def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Split:
     if request.split is not None:
-        validation = set(read_json(request.split, default=()))
+        if not request.split.exists():
+            raise NotFoundError(f"list of validation cases {request.split} does not exist")
+        validation = set(read_json(request.split))
         if unknown := validation - {case.id for case in cases}:
             raise NotFoundError(f"{request.split} names {', '.join(sorted(unknown))}, which is no case of the data")
         return Split(

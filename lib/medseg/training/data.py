@@ -110,6 +110,7 @@ def iteration_loader(dataset: IterationDataset, start: int, workers: int) -> Dat
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else a loader draws from torch's own, and a resumed run's dropout would differ
     )
 
 

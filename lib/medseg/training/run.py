@@ -29,7 +29,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from medseg.cases import Case
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UnusableInputError
 from medseg.files import read_json, write_json
 from medseg.inference.evaluation import Evaluation, evaluate
 from medseg.inference.model_folder import describe, save_model
@@ -178,6 +178,11 @@ class Run:
         self.skipped = skipped + skipped_validation
         if self.progress:
             self.progress.update(skipped=self.skipped)
+        labelled = sum(case.label is not None for case in job.training)
+        if labelled and all(case.label is None for case in training):
+            raise UnusableInputError(
+                f"none of the {labelled} labelled cases can be used; the first: {skipped[0]['reason']}"
+            )
         self._build(self.method.streams(self.training))
 
     def _build(self, streams: list[Any]) -> None:

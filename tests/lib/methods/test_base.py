@@ -106,7 +106,7 @@ def test_wrong_values_are_one_sentence(key: str, value: Any, words: str) -> None
 
 
 def test_unknown_setting_names_the_nearest() -> None:
-    with pytest.raises(MedsegError, match="Config has no setting 'iteration'; did you mean .*iterations"):
+    with pytest.raises(MedsegError, match=r"Config has no setting 'iteration'; did you mean .*iterations"):
         Config.from_dict({"iteration": 3})
     with pytest.raises(MedsegError, match="Config has no setting 7"):
         Config.from_dict({7: 3})

@@ -61,7 +61,7 @@ def test_interrupted_write_leaves_the_last_one(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"iteration": 1})
 
-    with pytest.raises(Exception, match="cannot pickle|Can't pickle|local object"):
+    with pytest.raises(Exception, match=r"cannot pickle|Can't pickle|local object"):
         save_checkpoint(path, {"iteration": 2, "bad": lambda: None})
 
     content = load_checkpoint(path)

@@ -63,7 +63,7 @@ def test_shards_together_are_the_whole_batch() -> None:
 
 def test_uneven_batch_is_one_sentence() -> None:
     with pytest.raises(
-        MedsegError, match="2 labelled samples per batch do not divide among 4 processes.*multiple of 4"
+        MedsegError, match=r"2 labelled samples per batch do not divide among 4 processes.*multiple of 4"
     ):
         dataset(shard=(0, 4))
 
@@ -98,6 +98,17 @@ def test_workers_change_nothing() -> None:
     (last,) = list(iteration_loader(data, 19, 1))
 
     assert torch.equal(last["unlabelled"]["image"], data[19]["unlabelled"]["image"])
+
+
+def test_loader_leaves_torchs_random_numbers_alone() -> None:
+    """A resumed run makes a second loader; dropout must go on as if it had not."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+
+    next(iter(iteration_loader(dataset(), 0, 0)))
+
+    assert torch.equal(torch.rand(2), expected)
 
 
 def test_cache_drops_the_least_recently_used_beyond_its_cap() -> None:

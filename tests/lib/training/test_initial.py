@@ -43,7 +43,7 @@ def test_file_itself_may_be_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_start_from_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="does not exist; give a model.safetensors or its folder"):
+    with pytest.raises(NotFoundError, match=r"does not exist; give a model.safetensors or its folder"):
         load_initial(network(), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UnusableInputError, match="no readable safetensors file"):
