@@ -250,6 +250,7 @@ def correct_monai_settings() -> None:
     default = type(monai_settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
     if list(monai_settings.MONAI_LABEL_DATASTORE_FILE_EXT) == list(default):
         monai_settings.MONAI_LABEL_DATASTORE_FILE_EXT = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
+    os.environ.setdefault("PYTHONPATH", "")  # a job without it stays SUBMITTED for ever
     programs = str(Path(sys.executable).parent)  # dcmqi's programs; without them a DICOMweb start downloads its own
     if programs not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])

@@ -20,7 +20,9 @@ import anyio
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, model, scoring, session, train
+from monailabel.utils.async_tasks.utils import tasks
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
@@ -107,8 +109,23 @@ def check_call(app: Any, kind: str, jobs: threading.Lock, arguments: dict[str, A
         check_infer(app, arguments)
     elif kind == "activelearning":
         app.known(app._strategies, str(arguments.get("strategy")), "strategy")
-    with jobs if starts and not arguments.get("run_sync") else contextlib.nullcontext():
+    if not starts or arguments.get("run_sync"):
         yield
+        return
+    with jobs:
+        if ("model" in arguments or "method" in arguments) and not arguments.get("enqueue"):
+            refuse_a_second(kind)
+        yield
+
+
+def refuse_a_second(kind: str) -> None:
+    """Upstream looks for a process, and a job has none yet in its first moments: two quick clicks would train twice.
+
+    Raises:
+        HTTPException: 429, as upstream, while a job of this kind waits or runs.
+    """
+    if any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(kind)):
+        raise HTTPException(429, f"{kind.replace('_', ' ')} is already running; wait for it or stop it by DELETE")
 
 
 def check_arguments(kind: str, arguments: dict[str, Any]) -> None:

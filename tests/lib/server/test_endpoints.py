@@ -10,9 +10,10 @@ from typing import Any
 import anyio
 import pytest
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from medseg.errors import MedsegError
-from medseg.server.endpoints import check_arguments, check_body, check_upload, in_thread
+from medseg.server.endpoints import check_arguments, check_body, check_upload, in_thread, refuse_a_second
 
 
 @pytest.mark.parametrize(
@@ -107,3 +108,16 @@ def test_in_thread_keeps_the_signature_and_runs_elsewhere() -> None:
     assert seen == [({"model": "caml", "number": 4}, "endpoint")]
     wrapped = in_thread(endpoint, check, None)  # type: ignore[arg-type]
     assert inspect.signature(wrapped) == inspect.signature(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("status", "busy"), [("SUBMITTED", True), ("RUNNING", True), ("DONE", False), ("ERROR", False)]
+)
+def test_a_second_job_is_refused_also_before_the_first_has_a_process(
+    monkeypatch: pytest.MonkeyPatch, status: str, busy: bool
+) -> None:
+    monkeypatch.setattr("medseg.server.endpoints.tasks", lambda kind: [{"status": status}] if kind == "train" else [])
+
+    refuse_a_second("scoring")
+    with pytest.raises(HTTPException, match="already running") if busy else contextlib.nullcontext():
+        refuse_a_second("train")
