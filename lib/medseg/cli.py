@@ -49,7 +49,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI's sliding window on new torch
     try:
-        app()
+        app(prog_name="medseg")
     except MedsegError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
