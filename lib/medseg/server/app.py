@@ -14,7 +14,7 @@ import torch
 from monailabel.config import settings as monai_settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
-from monailabel.utils.async_tasks.utils import processes
+from monailabel.utils.async_tasks.utils import processes, tasks
 
 from medseg import __version__
 from medseg.cases import IMAGE_SUFFIXES
@@ -100,9 +100,7 @@ class MedsegApp(MONAILabelApp):
 
         install(self)
         if self.settings.auto_scoring and self._scoring_methods:
-            self.auto_scoring = AutoScoring(
-                self._scoring_methods, lambda: any(processes(job) for job in JOBS), self.async_scoring
-            )
+            self.auto_scoring = AutoScoring(self._scoring_methods, job_waits_or_runs, self.async_scoring)
             self.auto_scoring.run()
 
     # -- what clients ask --------------------------------------------------------------------------------------------
@@ -229,6 +227,11 @@ def forget_dicomweb_lists(store: Any) -> None:
         cache = getattr(getattr(type(store), name), "cache", None)
         if cache is not None:
             cache.clear()
+
+
+def job_waits_or_runs() -> bool:
+    """Whether any job is queued or running; a queued one has no process yet."""
+    return any(task["status"] in ("SUBMITTED", "RUNNING") for job in JOBS for task in tasks(job))
 
 
 def in_job_process() -> bool:
