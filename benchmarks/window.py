@@ -1,6 +1,6 @@
 """Seconds and peak memory of sliding-window inference of one full volume.
 
-    python benchmarks/window.py --image la_000.nii.gz --device cpu
+python benchmarks/window.py --image la_000.nii.gz --device cpu
 """
 
 from __future__ import annotations

@@ -175,7 +175,11 @@ def _files_by_id(folder: Path) -> dict[str, Path]:
     """Image files of a folder by case id, in order of their names."""
     if not folder.is_dir():
         return {}
-    return {case_id(path): path for path in sorted(folder.iterdir()) if path.is_file() and image_suffix(path)}
+    files: dict[str, Path] = {}
+    for path in (path for path in sorted(folder.iterdir()) if path.is_file() and image_suffix(path)):
+        if (other := files.setdefault(case_id(path), path)) is not path:
+            raise MedsegError(f"{other.name} and {path.name} in {folder} have the same id; rename one of them")
+    return files
 
 
 def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:

@@ -50,7 +50,7 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     common = build_config(request.method, request.preset, typed=request.settings)
     cases = load_cases(request.data, common.patient_pattern)
     folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1)
-    labels, device = find_labels(request.data, cases), str(pick_device(request.device))
+    labels, device = kind.fit_labels(find_labels(request.data, cases)), str(pick_device(request.device))
     trials = [
         _trial(request, group_name, arm, arm_config(kind, arm, request, seed), (labels, device, fold, folds))
         for seed in range(common.seed, common.seed + (request.seeds or 1))

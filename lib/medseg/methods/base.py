@@ -124,7 +124,7 @@ class MethodConfig:
     workers: int = 0  # ours: preprocessed cases are cached in memory, so loading is cheap
     cache_gb: float = 4.0  # ours: cap of the in-memory cache of preprocessed cases
     epoch_iterations: int = 50  # ours: progress, checkpoints and validation happen at the end of an epoch
-    validate_every: int = 0  # epochs between validations during training; 0: only at the end
+    validate_every: int = 5  # ours: epochs between validations during training; 0: only at the end
     validation_fraction: float = 0.2  # ours: share of patients whose labelled cases are frozen for validation
     patient_pattern: str | None = None  # regular expression with one group: case id -> patient id
     init: str | None = None  # safetensors file whose matching layers initialise the network
@@ -246,6 +246,19 @@ class Method(ABC):
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
         """Fill settings that depend on the data (2D or 3D, spacing). Called once, before a run starts."""
         return config
+
+    @classmethod
+    def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
+        """The labels of a run, from those found in the data: names stated there, else values in masks; may be empty.
+
+        Default: as found. A method that learns without masks, or merges labels, overrides it.
+
+        Raises:
+            MedsegError: nothing tells the labels.
+        """
+        if not found:
+            raise MedsegError(f"no mask tells the labels that {cls.name} should learn; add masks or a labels.json")
+        return dict(found)
 
     @property
     @abstractmethod

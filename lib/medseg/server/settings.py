@@ -106,6 +106,8 @@ class AppSettings:
         preset = dict(kind.presets[self.preset or "cpu"].config) if self.preset or not self._on_gpu() else {}
         shared = {name: getattr(self, name) for name in _METHOD_FIELDS}
         own = dict(self.method_settings.get(method, {}))
+        if misplaced := sorted({*own, *(overrides or {})} & set(_METHOD_FIELDS)):
+            raise MedsegError(f"{misplaced[0]} belongs to the whole study; start the server with --conf {misplaced[0]}")
         return kind.config_class.from_dict({**preset, **shared, **own, **(overrides or {})})
 
     def _on_gpu(self) -> bool:

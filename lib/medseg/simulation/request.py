@@ -96,7 +96,7 @@ class SimulationRequest:
         """
         pattern = self.settings.get("patient_pattern")
         cases = [case for case in load_cases(self.data, pattern) if case.label is not None]
-        return cases, find_labels(self.data, cases)
+        return cases, method_class(self.method).fit_labels(find_labels(self.data, cases))
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a simulation to be continued; strategies, seeds and rounds may be added."""

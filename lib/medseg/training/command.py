@@ -13,6 +13,7 @@ import torch
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
+from medseg.methods import method_class
 from medseg.methods.base import MethodConfig
 from medseg.training.labels import find_labels
 from medseg.training.run import TrainingJob, pick_device, train
@@ -60,7 +61,7 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
         TrainingJob(
             method=request.method,
             config=config,
-            labels=find_labels(request.data, cases),
+            labels=method_class(request.method).fit_labels(find_labels(request.data, cases)),
             training=split.training,
             validation=split.validation,
             out=request.out,

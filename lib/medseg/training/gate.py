@@ -5,9 +5,10 @@ Candidate and current champion are measured on the same frozen validation cases.
 1. A candidate that cannot be loaded, holds a weight that is not finite, fails on a validation case or measures a value
    that is not finite is rejected.
 2. Without a champion the candidate is published, with its metrics where there are validation cases.
-3. A champion that cannot be loaded or run any more, or that knows other labels (names or numbers), cannot be compared:
-   the candidate is published, and the note says so. The labels are configured by people; a model for the old ones would
-   answer the wrong question. A rollback stays possible. Where it fails for want of memory or disk, it stays.
+3. A champion that cannot be loaded or run any more, or that has a label which the candidate lacks or numbers otherwise,
+   cannot be compared: the candidate is published, and the note says so. A rollback stays possible. Where the champion
+   fails for want of memory or disk, it stays. Labels that only the candidate knows are compared: the champion misses
+   them.
 4. Without validation cases nothing can be compared: the candidate is published as "not validated", unless the champion
    was validated when it was published; then the champion stays.
 5. Otherwise the candidate is published if its mean quality (`Method.quality`) is higher than the champion's by more
@@ -21,6 +22,7 @@ files, byte by byte, and the software stay the same.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -118,7 +120,8 @@ def gate(
                 logger.info("%s", error)
                 continue
             if decision.version is not None and verdict.candidate is not None:
-                _store(registry.version(method_name, decision.version), judge.fingerprint, verdict.candidate)
+                mark = judge.mark(read_config(candidate_run).get("labels", {}))
+                _store(registry.version(method_name, decision.version), mark, verdict.candidate)
             logger.info("gate of %s: %s", method_name, decision.reason)
             return decision
     raise ConflictError(f"the champion of {method_name} was moved {_ATTEMPTS} times during the gate; train once more")
@@ -147,6 +150,10 @@ class _Judge:
         self.cases, self.device, self.eps = cases, device, eps
         self.fingerprint = _fingerprint(cases, device) if cases else ""
 
+    def mark(self, labels: dict[str, int]) -> str:
+        """What measurements on these labels depend on."""
+        return f"{self.fingerprint} {json.dumps(labels, sort_keys=True)}"
+
     def compare(self, run: Path, champion: Version | None) -> _Verdict:
         """Apply the rules."""
         flaw = _flaw(run)
@@ -160,17 +167,18 @@ class _Judge:
             return _Verdict(False, "rejected: the candidate's metrics are not finite.", candidate)
         if champion is None:
             return _Verdict(True, f"first model, {_quality(candidate)}.", candidate)
-        if read_config(run).get("labels") != read_config(champion.folder).get("labels"):
+        labels, before = (read_config(folder).get("labels", {}) for folder in (run, champion.folder))
+        if not before.items() <= labels.items():
             old, new = (_label_names(folder) for folder in (champion.folder, run))
             why = f"the labels changed from {old} to {new}, not compared with version {champion.number}"
             return _Verdict(True, f"{why}; {_quality(candidate)}.", candidate)
         if candidate is None:
             return _unvalidated(champion)
-        return self._against(champion, candidate)
+        return self._against(champion, candidate, labels)
 
-    def _against(self, champion: Version, candidate: dict[str, Any]) -> _Verdict:
+    def _against(self, champion: Version, candidate: dict[str, Any], labels: dict[str, int]) -> _Verdict:
         try:
-            incumbent = self._champion_metrics(champion)
+            incumbent = self._champion_metrics(champion, labels)
         except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # says nothing of the champion
             why = f"version {champion.number} could not be measured ({_first_line(error)})"
             return _Verdict(False, f"rejected: {why}, so there is nothing to compare with; train again.", candidate)
@@ -185,19 +193,21 @@ class _Judge:
         limit = f" (at least {self.eps:g} is asked for)" if self.eps else ""
         return _Verdict(False, f"rejected: not better, {figures}{limit}.", candidate, incumbent)
 
-    def _champion_metrics(self, champion: Version) -> dict[str, Any]:
+    def _champion_metrics(self, champion: Version, labels: dict[str, int]) -> dict[str, Any]:
+        """The champion's metrics on the candidate's labels: one that it does not know yet counts as missed."""
         stored = read_json(champion.folder / _STORED, default={})
-        if stored.get("fingerprint") == self.fingerprint:
+        if stored.get("fingerprint") == self.mark(labels):
             return {"version": champion.number, **stored["metrics"]}
-        metrics = self._measure(champion.folder)
+        metrics = self._measure(champion.folder, labels)
         assert metrics is not None
         if not _is_finite(metrics):
             raise MedsegError("its metrics are not finite")
-        _store(champion, self.fingerprint, metrics)
+        _store(champion, self.mark(labels), metrics)
         return {"version": champion.number, **metrics}
 
-    def _measure(self, folder: Path) -> dict[str, Any] | None:
+    def _measure(self, folder: Path, labels: dict[str, int] | None = None) -> dict[str, Any] | None:
         predictor = Predictor.from_folder(folder, self.device)  # also where there is no case: it has to load
+        predictor.method.labels = dict(labels or predictor.method.labels)
         return evaluate(predictor, self.cases).to_dict() if self.cases else None
 
 

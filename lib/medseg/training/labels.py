@@ -18,7 +18,7 @@ def find_labels(folders: Sequence[Path], cases: Sequence[Case]) -> dict[str, int
     """Label names of data folders: from their `labels.json`, else `label_1..N` by the values in the masks.
 
     Raises:
-        MedsegError: two folders number the same name differently, or nothing tells the labels.
+        MedsegError: two folders number the same name differently.
     """
     named: dict[str, int] = {}
     for folder in folders:
@@ -33,17 +33,16 @@ def find_labels(folders: Sequence[Path], cases: Sequence[Case]) -> dict[str, int
 
 def _read_names(file: Path) -> dict[str, int]:
     try:
-        return {str(name): int(index) for name, index in read_json(file, default={}).items()}
+        value = read_json(file, default={})
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {str(name): index for index, name in enumerate(value, start=1)}
+        return {str(name): int(index) for name, index in value.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UnusableInputError(f'{file} must hold {{"name": 1, "name": 2, ...}}: {error}') from error
+        raise UnusableInputError(f'{file} must hold {{"name": 1, "other": 2}} or ["name", "other"]: {error}') from error
 
 
 def labels_of_masks(cases: Sequence[Case]) -> dict[str, int]:
-    """`label_1..N`, N the highest value in any readable mask.
-
-    Raises:
-        MedsegError: there is no mask, or all are empty.
-    """
+    """`label_1..N`, N the highest value in any readable mask; empty where there is none."""
     highest = 0
     for case in cases:
         if case.label is None:
@@ -52,6 +51,4 @@ def labels_of_masks(cases: Sequence[Case]) -> dict[str, int]:
             highest = max(highest, int(read_mask(case.label).max()))
         except MedsegError:
             continue  # the run itself reports damaged files by name
-    if highest == 0:
-        raise MedsegError(f"no mask among the {len(cases)} cases tells the labels; add masks or a {NAMES_FILE}")
     return {f"label_{index}": index for index in range(1, highest + 1)}

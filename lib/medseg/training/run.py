@@ -272,7 +272,7 @@ class Run:
     def _diverged(self, what: str, done: int) -> MedsegError:
         return MedsegError(
             f"{what} became NaN or infinite near iteration {done}; lower learning_rate "
-            f"(now {self.method.config.learning_rate:g}) or set amp=off; the checkpoint before it is kept"
+            f"(now {self.method.config.learning_rate:g}) or set amp=off, then start anew"
         )
 
     def _after_epoch(self, done: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -205,6 +206,20 @@ def test_changed_labels_are_published_without_comparison(
 
     assert decision.published
     assert "labels changed from organ=1 to atrium=1, not compared with version 1" in decision.reason
+
+
+def test_a_new_label_does_not_open_the_gate_for_a_worse_model(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path
+) -> None:
+    pass_gate(registry, save_run(tmp_path / "a", 35), cases)
+    worse = save_run(tmp_path / "b", 47)
+    config = json.loads((worse / "config.json").read_text())
+    (worse / "config.json").write_text(json.dumps({**config, "labels": {"organ": 1, "misspelt": 2}}))
+    decision = pass_gate(registry, worse, cases)
+
+    assert not decision.published
+    assert decision.incumbent is not None
+    assert decision.reason.startswith("rejected: not better")
 
 
 def test_champion_that_does_not_load_any_more_gives_way(

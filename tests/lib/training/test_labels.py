@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.files import write_json
+from medseg.methods import method_class
 from medseg.training.labels import find_labels, labels_of_masks
 from medseg.transforms.io import write_volume
 
@@ -51,5 +52,8 @@ def test_numbers_come_from_the_masks_where_nothing_is_named(tmp_path: Path) -> N
 
 
 def test_empty_masks_tell_nothing(tmp_path: Path) -> None:
-    with pytest.raises(MedsegError, match=r"no mask among the 1 cases tells the labels; add masks or a labels\.json"):
-        labels_of_masks([mask_case(tmp_path, "a", 0)])
+    assert labels_of_masks([mask_case(tmp_path, "a", 0)]) == {}
+    with pytest.raises(
+        MedsegError, match=r"no mask tells the labels that caml should learn; add masks or a labels\.json"
+    ):
+        method_class("caml").fit_labels({})

@@ -19,6 +19,7 @@ PRESETS = {
             "loss": "dice_ce",
             "supervised_weight": 1.0,
             "lr_schedule": "poly",
+            "validate_every": 10,
         },
         seeds=2,
         arms=("supervised", "mutual", "full"),
@@ -26,7 +27,14 @@ PRESETS = {
         held_out=10,
     ),
     "paper": Preset(  # CAML card sec. 5
-        config={"iterations": 15000, "patch": (112, 112, 80), "width": 16, "learning_rate": 0.01, "workers": 4},
+        config={
+            "iterations": 15000,
+            "patch": (112, 112, 80),
+            "width": 16,
+            "learning_rate": 0.01,
+            "workers": 4,
+            "validate_every": 50,
+        },
         seeds=3,
         arms=("supervised", "mutual", "full"),
         labelled=8,

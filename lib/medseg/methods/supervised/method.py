@@ -28,12 +28,14 @@ class Supervised(PatchMethod):
     config: SupervisedConfig
     presets: ClassVar = {
         "cpu": Preset(
-            config={"iterations": 400, "patch": (56, 56, 40), "scale": 0, "labelled_batch": 4},
+            config={"iterations": 400, "patch": (56, 56, 40), "scale": 0, "labelled_batch": 4, "validate_every": 10},
             seeds=2,
             labelled=4,
             held_out=10,
         ),
-        "paper": Preset(config={"iterations": 15000, "labelled_batch": 4, "width": 32, "workers": 4}, seeds=3),
+        "paper": Preset(
+            config={"iterations": 15000, "labelled_batch": 4, "width": 32, "workers": 4, "validate_every": 50}, seeds=3
+        ),
     }
     arm_groups: ClassVar = {
         "segmentation": ArmGroup(

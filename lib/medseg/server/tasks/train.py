@@ -150,7 +150,7 @@ class MedsegTrain(TrainTask):
         job = TrainingJob(
             method=self.method,
             config=request.config,
-            labels=self.study.labels,
+            labels=method_class(self.method).fit_labels(self.study.labels),
             training=split.training,
             validation=split.validation,
             out=run.path,
