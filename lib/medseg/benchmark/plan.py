@@ -49,7 +49,7 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     group_name, group, arms = choose_arms(kind, request)
     common = build_config(request.method, request.preset, typed=request.settings)
     cases = load_cases(request.data, common.patient_pattern)
-    folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1)
+    folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1, kind)
     labels, device = kind.fit_labels(find_labels(request.data, cases)), str(pick_device(request.device))
     trials = [
         _trial(request, group_name, arm, arm_config(kind, arm, request, seed), (labels, device, fold, folds))
@@ -83,7 +83,7 @@ def _feasible(request: BenchmarkRequest, cases: Sequence[Case]) -> int | float:
     if request.held_out is not None:
         return request.held_out
     wanted = find_preset(request.method, request.preset).held_out
-    masked = [case for case in cases if case.label is not None]
+    masked = [case for case in cases if method_class(request.method).is_labelled(case)]
     first = {case.patient for case in masked[: request.labelled or 0]}
     free = sum(case.patient not in first for case in masked)
     if isinstance(wanted, int) and (wanted > free or wanted == len(masked)) and free > 1:

@@ -32,19 +32,19 @@ class Evaluation:
 def evaluate(
     predictor: Predictor, cases: Sequence[Case], progress: Callable[[Case, dict[str, float]], object] | None = None
 ) -> Evaluation:
-    """Predict and measure every case that has a mask.
+    """Predict and measure every case that is labelled.
 
     Args:
         predictor: the model.
-        cases: cases without a mask are left out.
+        cases: those that are not labelled, by `Method.is_labelled`, are left out.
         progress: called after each case.
 
     Raises:
-        MedsegError: no case has a mask.
+        MedsegError: no case is labelled.
     """
-    known = [case for case in cases if case.label is not None]
+    known = [case for case in cases if predictor.method.is_labelled(case)]
     if not known:
-        raise MedsegError(f"none of the {len(cases)} cases has a mask to compare with; add masks under labels/")
+        raise MedsegError(f"none of the {len(cases)} cases has a label to compare with; add masks under labels/")
     table = {}
     for case in known:
         table[case.id] = evaluate_case(predictor, case)
@@ -61,10 +61,12 @@ def evaluate(
 
 def evaluate_case(predictor: Predictor, case: Case) -> dict[str, float]:
     """Metrics of one case on its image's own grid."""
-    assert case.label is not None
+    prediction = predictor.predict(case)
+    if case.label is None:
+        return predictor.method.evaluate(prediction, case, None)
     image, truth = read_image(case.image), read_mask(case.label)
     if truth.ndim != image.ndim:
         raise UnusableInputError(f"mask of {case.id} has {truth.ndim - 1} axes, its image {image.ndim - 1}")
     if not same_grid(truth, image):
         truth = to_grid(truth, image, mode="nearest")
-    return predictor.method.evaluate(predictor.predict(case), case, truth)
+    return predictor.method.evaluate(prediction, case, truth)

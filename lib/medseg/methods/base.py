@@ -248,6 +248,16 @@ class Method(ABC):
         return config
 
     @classmethod
+    def is_labelled(cls, case: Case) -> bool:
+        """Whether a case holds what `evaluate` compares with. Default: a mask."""
+        return case.label is not None
+
+    @classmethod
+    def hide_label(cls, case: Case) -> Case:
+        """The case without what `is_labelled` looks for, as experiments with fewer labels show it to a method."""
+        return case.without_label()
+
+    @classmethod
     def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
         """The labels of a run, from those found in the data: names stated there, else values in masks; may be empty.
 
@@ -309,15 +319,16 @@ class Method(ABC):
         """Last step, on the image's own grid: clean the mask, measure. Default: nothing."""
         return prediction
 
-    def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor) -> dict[str, float]:
+    def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Metrics of one case. Default: segmentation metrics of the mask.
 
         Args:
             prediction: on the image's own grid.
             case: the case.
-            truth: (1, *grid) its mask, on the same grid.
+            truth: (1, *grid) its mask, on the same grid; None where the case has none.
         """
         assert prediction.mask is not None
+        assert truth is not None  # `is_labelled` asks for a mask
         spacing = tuple(float(s) for s in truth.pixdim)
         return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), self.labels, spacing)
 

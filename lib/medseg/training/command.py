@@ -73,6 +73,7 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
 
 
 def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Split:
+    kind = method_class(request.method)
     if request.split is not None:
         if not request.split.exists():
             raise NotFoundError(f"list of validation cases {request.split} does not exist")
@@ -81,10 +82,10 @@ def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Sp
             raise NotFoundError(f"{request.split} names {', '.join(sorted(unknown))}, which is no case of the data")
         return Split(
             training=tuple(case for case in cases if case.id not in validation),
-            validation=tuple(case for case in cases if case.id in validation and case.label is not None),
+            validation=tuple(case for case in cases if case.id in validation and kind.is_labelled(case)),
         )
     if request.labelled is not None:
-        split = split_first(cases, request.labelled, config.validation_fraction)
+        split = split_first(cases, request.labelled, config.validation_fraction, kind)
         write_json(
             RunFolder(request.out).split,
             {
@@ -93,4 +94,4 @@ def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Sp
             },
         )
         return split
-    return SplitManifest(RunFolder(request.out).split, config.validation_fraction).assign(cases)
+    return SplitManifest(RunFolder(request.out).split, config.validation_fraction).assign(cases, kind)

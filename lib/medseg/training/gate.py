@@ -39,6 +39,8 @@ from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json, write_json
 from medseg.inference.evaluation import evaluate
 from medseg.inference.predictor import Predictor
+from medseg.methods import method_class
+from medseg.methods.base import Method
 from medseg.training.file_lock import file_lock
 from medseg.training.registry import ModelRegistry, Version
 from medseg.training.version_store import CONFIG, WEIGHTS, finite, read_config
@@ -108,7 +110,7 @@ def gate(
     if not 0 <= eps < 1:
         raise MedsegError(f"eps is {eps}; give the least gain in quality, in 0..1")
     with file_lock(registry.root / registry.study / method_name / ".gate.lock", GATE_SECONDS):
-        cases, unreadable = _readable(validation)
+        cases, unreadable = _readable(validation, method_class(method_name))
         for _ in range(_ATTEMPTS):
             served, champion = registry.champion_number(method_name), registry.champion(method_name)
             judge = _Judge(cases, device, eps)
@@ -218,15 +220,15 @@ def _unvalidated(champion: Version) -> _Verdict:
     return _Verdict(True, "not validated: there is no labelled validation case yet, the newest model is served.")
 
 
-def _readable(validation: Sequence[Case]) -> tuple[list[Case], list[str]]:
+def _readable(validation: Sequence[Case], kind: type[Method]) -> tuple[list[Case], list[str]]:
     """The labelled cases whose files can be read, and a sentence about each of the others."""
     usable, remarks = [], []
     for case in validation:
-        if case.label is None:
+        if not kind.is_labelled(case):
             continue
         try:
-            image, mask = read_image(case.image), read_mask(case.label)
-            if image.ndim != mask.ndim:
+            image, mask = read_image(case.image), read_mask(case.label) if case.label else None
+            if mask is not None and image.ndim != mask.ndim:
                 raise MedsegError(f"its mask has {mask.ndim - 1} axes and its image {image.ndim - 1}")
             usable.append(case)
         except Exception as error:  # any reader's error: one bad file must not stop the loop
@@ -260,9 +262,8 @@ def _fingerprint(cases: Sequence[Case], device: str) -> str:
     """Changes with the content of any validation file, and with the software that measures."""
     digest = hashlib.sha256(f"{__version__} {torch.__version__} {torch.device(device).type}".encode())
     for case in sorted(cases, key=lambda case: case.id):
-        assert case.label is not None
-        digest.update(case.id.encode())
-        for path in (case.image, case.label):
+        digest.update(f"{case.id} {case.weak.model_dump_json() if case.weak else ''}".encode())
+        for path in (path for path in (case.image, case.label) if path is not None):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

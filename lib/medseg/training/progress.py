@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from tqdm import tqdm
@@ -96,5 +96,5 @@ class Progress:
     def write(self) -> None:
         """Write `progress.json`."""
         self._written = time.monotonic()
-        self.content["updated"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.content["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder.progress, self.content)

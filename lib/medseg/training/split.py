@@ -9,7 +9,9 @@ The rule, by patient (a patient's cases are never on both sides):
 3. Few labels: as long as fewer than `FEW` patients are labelled, rule 2 would often leave no validation case, or no
    training case. Then exactly one patient validates: the first time that two or more patients are labelled, the new one
    with the lowest hash. A single labelled patient trains, and its model is published without validation.
-4. Unlabelled images of a patient who validates, or will once labelled (rule 2), are not learnt from either.
+4. Unlabelled images of a patient who validates, or will once labelled (rule 2), are not learnt from either; a patient
+   whose unlabelled images were learnt from never validates; and as long as nobody validates, that is with one label,
+   no unlabelled image is learnt from, so that any of them can still validate.
 5. An explicit list of validation ids replaces the rules 2 and 3.
 """
 
@@ -23,6 +25,8 @@ from pathlib import Path
 from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
+from medseg.methods.base import Method
+from medseg.training.file_lock import file_lock
 
 FEW = 5
 TRAINING, VALIDATION = "training", "validation"
@@ -62,24 +66,34 @@ class SplitManifest:
         self.fraction = fraction
         self.explicit = frozenset(explicit)
 
-    def assign(self, cases: Sequence[Case]) -> Split:
-        """Give every new labelled patient a role, store it, and split the cases.
+    def assign(self, cases: Sequence[Case], kind: type[Method] = Method) -> Split:
+        """Give every patient who is new a role, store it, and split the cases. Call it when a training starts.
+
+        Args:
+            cases: all cases of the study.
+            kind: tells which cases are labelled.
 
         Raises:
             NotFoundError: an explicit validation id is none of the cases.
         """
-        roles: dict[str, str] = read_json(self.path, default={})
-        labelled = {case.patient for case in cases if case.label is not None}
-        new = sorted(labelled - roles.keys(), key=stable_hash)
-        roles.update(self._explicit_roles(cases, new) if self.explicit else self._hashed_roles(roles, labelled, new))
-        if new:
-            write_json(self.path, roles)
-        return Split(
-            training=tuple(case for case in cases if not self._reserved(case, roles)),
-            validation=tuple(
-                case for case in cases if roles.get(case.patient) == VALIDATION and case.label is not None
-            ),
-        )
+        with file_lock(self.path.with_suffix(".lock")):
+            roles: dict[str, str] = read_json(self.path, default={})
+            known = dict(roles)
+            labelled = {case.patient for case in cases if kind.is_labelled(case)}
+            new = sorted(labelled - roles.keys(), key=stable_hash)
+            roles.update(
+                self._explicit_roles(cases, new) if self.explicit else self._hashed_roles(roles, labelled, new)
+            )
+            alone = not self.explicit and self.fraction > 0 and VALIDATION not in roles.values()
+            training = tuple(
+                case for case in cases if not self._reserved(case, roles) and (kind.is_labelled(case) or not alone)
+            )
+            if labelled:  # rule 4: whoever is learnt from, even without a label, never validates
+                roles.update({case.patient: TRAINING for case in training})
+            if roles != known:
+                write_json(self.path, roles)
+        validation = (c for c in cases if roles.get(c.patient) == VALIDATION and kind.is_labelled(c))
+        return Split(training, tuple(validation))
 
     def _reserved(self, case: Case, roles: dict[str, str]) -> bool:
         """Whether a case may not be learnt from, labelled or not."""
@@ -111,23 +125,21 @@ class SplitManifest:
         return result
 
 
-def split_first(cases: Sequence[Case], labelled: int, fraction: float, seed_text: str = "") -> Split:
+def split_first(cases: Sequence[Case], labelled: int, fraction: float, kind: type[Method] = Method) -> Split:
     """Split for experiments with a given number of labels.
 
-    The first `labelled` masked cases in list order keep their mask and train; of the others, patients whose hash is
-    below `fraction` validate and never train; the rest is the unlabelled pool, its masks hidden.
+    The first `labelled` labelled cases in list order keep their label and train; of the others, patients whose hash is
+    below `fraction` validate and never train; the rest is the unlabelled pool, its labels hidden.
 
     Raises:
-        MedsegError: fewer masks than asked for.
+        MedsegError: fewer labels than asked for.
     """
-    masked = [case for case in cases if case.label is not None]
-    if not 1 <= labelled <= len(masked):
-        raise MedsegError(f"--labelled {labelled} is outside 1..{len(masked)}, the number of cases with a mask")
-    first = {case.id for case in masked[:labelled]}
-    patients = {case.patient for case in masked[:labelled]}
-    validation = tuple(
-        case for case in masked if case.patient not in patients and stable_hash(seed_text + case.patient) < fraction
-    )
+    known = [case for case in cases if kind.is_labelled(case)]
+    if not 1 <= labelled <= len(known):
+        raise MedsegError(f"--labelled {labelled} is outside 1..{len(known)}, the number of labelled cases")
+    first = {case.id for case in known[:labelled]}
+    patients = {case.patient for case in known[:labelled]}
+    validation = tuple(c for c in known if c.patient not in patients and stable_hash(c.patient) < fraction)
     kept = {case.patient for case in validation}
-    training = tuple(case if case.id in first else case.without_label() for case in cases if case.patient not in kept)
+    training = tuple(c if c.id in first else kind.hide_label(c) for c in cases if c.patient not in kept)
     return Split(training, validation)

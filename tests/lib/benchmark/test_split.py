@@ -90,7 +90,7 @@ def test_folds_label_the_first_cases_that_are_left():
         (4, 3, 1, "3 held-out cases cannot be taken from 6"),
         (None, 6, 1, "6 held-out cases cannot be taken from 6"),
         (None, 1, 7, "7 folds are outside"),
-        (6, 1, 2, "more than the 3 cases"),
+        (6, 1, 2, "more than the 3 labelled"),
     ],
 )
 def test_what_cannot_be_split_is_named(labelled, held_out, folds, sentence):

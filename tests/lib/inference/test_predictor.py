@@ -200,7 +200,7 @@ def test_evaluation_says_what_it_cannot_compare(tmp_path: Path) -> None:
     flat = write_case(tmp_path, "flipped", shape=(20, 16))
     predictor = predictor_for(case)
 
-    with pytest.raises(MedsegError, match="none of the 1 cases has a mask"):
+    with pytest.raises(MedsegError, match="none of the 1 cases has a label"):
         evaluate(predictor, [case.without_label()])
     with pytest.raises(UnusableInputError, match="mask of x has 2 axes, its image 3"):
         evaluate(predictor, [Case("x", case.image, flat.label)])

@@ -13,6 +13,7 @@ from medseg.acquisition.leases import LeaseBook
 from medseg.acquisition.score_store import ScoreStore, image_stamp
 from medseg.cases import Case, image_suffix, patient_of
 from medseg.errors import MedsegError, NotFoundError
+from medseg.methods.base import Method
 from medseg.server.settings import AppSettings
 from medseg.training.registry import ModelRegistry
 from medseg.training.split import Split, SplitManifest
@@ -134,7 +135,7 @@ class Study:
         """All images, labelled or not, in order of their ids."""
         return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
 
-    def split(self, cases: list[Case]) -> Split:
+    def split(self, cases: list[Case], kind: type[Method]) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""
         explicit = self.settings.validation
         known = {case.id for case in cases} | {case.patient for case in cases}
@@ -143,7 +144,7 @@ class Study:
             raise NotFoundError(f"--conf validation names {', '.join(missing)}, which is no image of this study")
         with self.split_lock:
             manifest = SplitManifest(self.folder / "split.json", self.settings.validation_fraction, explicit)
-            return manifest.assign(cases)
+            return manifest.assign(cases, kind)
 
     def _highest_value(self, identifier: str) -> int:
         """Highest value of an image's mask; 1 where it cannot be read. Read once per file."""

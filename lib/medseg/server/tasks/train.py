@@ -90,7 +90,8 @@ class MedsegTrain(TrainTask):
             raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
-        if Supervision.MASKS in method_class(self.method).supervision and not self.study.labelled():
+        learns_from = method_class(self.method).supervision
+        if learns_from <= {Supervision.MASKS, Supervision.UNLABELLED} and not self.study.labelled():
             raise ConflictError(
                 "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
             )
@@ -118,7 +119,7 @@ class MedsegTrain(TrainTask):
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _train(self, request: TrainRequest) -> dict[str, Any]:
-        split = _first_labelled(self.study.split(self.study.cases()), request.labelled)
+        split = _first_labelled(self.study.split(self.study.cases(), method_class(self.method)), request.labelled)
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
         run = self.runs.open(mark, request.resume)
         self.runs.record("running", run.path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import MedsegError, NotFoundError
+from medseg.methods import method_class
 from medseg.server.settings import AppSettings
 from medseg.server.tasks.study import fixed_labels
 
@@ -64,14 +65,14 @@ def test_bad_weak_labels_of_another_program_do_not_stop_the_study(
 
 def test_split_is_frozen_and_an_unknown_validation_id_is_named(make_app: Any) -> None:
     app = make_app(validation="organ_001")
-    split = app.study.split(app.study.cases())
+    split = app.study.split(app.study.cases(), method_class("supervised"))
     assert [case.id for case in split.validation] == ["organ_001"]
     assert "organ_001" not in {case.id for case in split.training}
     roles = json.loads((app.study.folder / "split.json").read_text())
     assert roles["organ_001"] == "validation"
 
     with pytest.raises(NotFoundError, match="nobody"):
-        make_app(validation="nobody").study.split(app.study.cases())
+        make_app(validation="nobody").study.split(app.study.cases(), method_class("supervised"))
 
 
 def test_unknown_images_are_not_found(make_app: Any) -> None:
