@@ -15,7 +15,7 @@ import torch
 from medseg.cases import Case
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
-from medseg.training.run import peak_memory_mb, pick_device
+from medseg.training.device import peak_memory_mb, pick_device
 
 
 def main() -> None:

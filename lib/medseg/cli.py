@@ -154,13 +154,15 @@ def evaluate(
     from medseg.files import read_json, write_json
     from medseg.inference.evaluation import evaluate as evaluate_cases
     from medseg.inference.predictor import Predictor
-    from medseg.training.run import pick_device
+    from medseg.training.device import pick_device
 
     predictor = Predictor.from_folder(model, str(pick_device(device)))
-    cases = [case for case in load_cases(data) if case.label is not None]
-    known = set((read_json(model / "metrics.json", default={}) or {}).get("labelled", []))
-    if seen := sorted(known & {case.id for case in cases}):
-        typer.secho(f"warning: the model learnt from {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
+    cases = [case for case in load_cases(data) if predictor.method.is_labelled(case)]
+    metrics = read_json(model / "metrics.json", default={}) or {}
+    ours = {case.id for case in cases}
+    for what, key in (("learnt from the labels", "labelled"), ("learnt from the images", "unlabelled_ids")):
+        if seen := sorted(ours & set(metrics.get(key, []))):
+            typer.secho(f"warning: the model {what} of {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
     with tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty()) as bar:
         result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1))
     _show_table(result.cases, result.mean)
@@ -180,7 +182,7 @@ def predict(
 ) -> None:
     """Masks on each image's own grid, measurements as JSON."""
     from medseg.inference.command import predict_images
-    from medseg.training.run import pick_device
+    from medseg.training.device import pick_device
 
     for line in predict_images(model, images, out, str(pick_device(device)), uncertainty=uncertainty, overlay=overlay):
         typer.echo(line)
@@ -353,7 +355,7 @@ def _pairs(items: list[str]) -> dict[str, Any]:
 
 
 def _preset_for(device: str | None) -> str:
-    from medseg.training.run import pick_device
+    from medseg.training.device import pick_device
 
     return "paper" if pick_device(device).type == "cuda" else "cpu"
 

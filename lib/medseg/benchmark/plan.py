@@ -15,8 +15,8 @@ from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.methods.base import Arm, ArmGroup, MethodConfig
+from medseg.training.device import pick_device
 from medseg.training.labels import find_labels
-from medseg.training.run import pick_device
 from medseg.training.settings import build_config, find_preset
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,9 @@ from medseg.inference.evaluation import evaluate
 from medseg.inference.model_folder import load_model
 from medseg.methods import method_class
 from medseg.methods.base import Arm, MethodConfig
-from medseg.training.run import TrainingJob, alive, explain, peak_memory_mb, pick_device, train
+from medseg.training.device import peak_memory_mb, pick_device
+from medseg.training.processes import alive
+from medseg.training.run import TrainingJob, explain, train
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from medseg.server.http_errors import parse_object
 from medseg.server.ids import LABEL_SUFFIXES, is_name
 
 MODULES = (info, model, infer, batch_infer, train, activelearning, scoring, datastore, session)
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ARCHIVES = (".zip",)  # unpacking a .tar writes wherever its members say; the unpacker of .zip leaves such members out
 INFER_THREADS = 4  # ours: calls of one model wait for each other anyway; more threads would only hold more memory
 OTHER_THREADS = 16
 

@@ -25,8 +25,8 @@ from medseg.simulation.request import SimulationRequest
 from medseg.simulation.roles import Roles, assign_roles
 from medseg.simulation.study import write_truth
 from medseg.simulation.summary import summarise
+from medseg.training.device import pick_device
 from medseg.training.file_lock import file_lock
-from medseg.training.run import pick_device
 
 __all__ = ["SimulationRequest", "run_simulation"]
 

@@ -15,8 +15,9 @@ from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
 from medseg.methods import method_class
 from medseg.methods.base import MethodConfig
+from medseg.training.device import pick_device
 from medseg.training.labels import find_labels
-from medseg.training.run import TrainingJob, pick_device, train
+from medseg.training.run import TrainingJob, train
 from medseg.training.run_folder import RunFolder
 from medseg.training.settings import build_config
 from medseg.training.split import Split, SplitManifest, split_first

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +114,9 @@ def iteration_loader(dataset: IterationDataset, start: int, workers: int) -> Dat
     )
 
 
-def readable(cache: CaseCache, cases: Sequence[Case]) -> tuple[list[Case], list[dict[str, str]]]:
+def readable(
+    cache: CaseCache, cases: Sequence[Case], tick: Callable[[], None] | None = None
+) -> tuple[list[Case], list[dict[str, str]]]:
     """Load every case once; leave out those that cannot be used, with the reason, so one bad file stops nothing.
 
     A case whose mask is at fault is left out whole: training on its image as if it had no label would hide the fault.
@@ -127,6 +129,8 @@ def readable(cache: CaseCache, cases: Sequence[Case]) -> tuple[list[Case], list[
         except MedsegError as error:
             log.warning("case %s is left out: %s", case.id, error)
             skipped.append({"case": case.id, "reason": str(error)})
+        if tick:
+            tick()
     return usable, skipped
 
 

@@ -113,6 +113,10 @@ def gate(
         cases, unreadable = _readable(validation, method_class(method_name))
         for _ in range(_ATTEMPTS):
             served, champion = registry.champion_number(method_name), registry.champion(method_name)
+            if champion is not None and registry.serves(method_name, candidate_run):
+                # A run that was killed between publish and its own end meets itself here.
+                reason = f"version {champion.number} is this very model and is served already"
+                return Decision(True, champion.number, reason, champion.metrics.get("validation"))
             judge = _Judge(cases, device, eps)
             verdict = judge.compare(candidate_run, champion)
             reason = " ".join([verdict.reason, *unreadable])

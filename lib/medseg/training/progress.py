@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ class Progress:
         self.folder, self.iterations, self.epoch_iterations, self.every = folder, iterations, epoch_iterations, every
         self.content: dict[str, Any] = {
             "state": "running",
+            "phase": "starting",
             "epoch": 0,
             "epochs": -(-iterations // epoch_iterations),
             "iteration": 0,
@@ -45,9 +47,23 @@ class Progress:
         self._start_iteration = 0
         self._bar: tqdm[Any] | None = None
 
+    def reading(self, total: int) -> Callable[[], None]:
+        """Images are read before the first iteration; call the result after each of them."""
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self.content["phase"] = f"reading images, {done} of {total}"
+            if done == total or time.monotonic() - self._written > self.every:
+                self.write()
+
+        return tick
+
     def start(self, iteration: int) -> None:
         """Training begins at `iteration` (not 0 when it resumes)."""
         self._started, self._start_iteration = time.monotonic(), iteration
+        self.content["phase"] = "training"
         self._bar = tqdm(total=self.iterations, initial=iteration, unit="it", disable=not sys.stderr.isatty())
         self.iteration(iteration, {})
 
@@ -91,7 +107,7 @@ class Progress:
         """The run ended: "done", "stopped" or "failed"."""
         if self._bar is not None:
             self._bar.close()
-        self.update(state=state, error=error, eta_seconds=0.0 if state == "done" else None)
+        self.update(phase="ended", state=state, error=error, eta_seconds=0.0 if state == "done" else None)
 
     def write(self) -> None:
         """Write `progress.json`."""

@@ -87,6 +87,11 @@ class ModelRegistry:
         """What the pointer says, even if that version's files are lost."""
         return self._store(method).champion()
 
+    def serves(self, method: str, run: Path) -> bool:
+        """Whether the champion's weights are those of a run folder."""
+        number = self.champion_number(method)
+        return number is not None and self._store(method).holds(number, run)
+
     def versions(self, method: str | None = None) -> list[Version]:
         """The versions that are kept, oldest first; of all methods where none is named."""
         if method is None:

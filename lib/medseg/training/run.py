@@ -1,8 +1,9 @@
 """One training run, from cases to a model folder.
 
     python -m medseg train caml --data DIR --out OUT                                              one device
-    torchrun --standalone --nproc-per-node 4 -m medseg train caml --data DIR --out OUT            four GPUs
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 -m medseg train ...         two machines
+    torchrun --standalone --nproc-per-node 2 -m medseg train caml --data DIR --out OUT            two GPUs
+    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-endpoint HOST:29500 -m medseg train ... \\
+        --set labelled_batch=4 --set unlabelled_batch=4                                           two machines
 
 The loop is ignite's; a method only gives `training_step`.
 """
@@ -13,12 +14,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import resource
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +36,9 @@ from medseg.methods.base import Batch, Method, MethodConfig, StepOutput
 from medseg.networks.precision import amp_dtype, autocast
 from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from medseg.training.data import CaseCache, IterationDataset, iteration_loader, readable
+from medseg.training.device import peak_memory_mb, pick_device, process_group
 from medseg.training.initial import load_initial
+from medseg.training.processes import alive, stop_signals
 from medseg.training.progress import Progress
 from medseg.training.run_folder import RunFolder
 
@@ -150,10 +149,14 @@ class Run:
         self._prepare()
         start = self._restore() if self.job.resume else 0
         began = time.monotonic()
-        with stop_signals(self):
+        with stop_signals(self.stop):
             self._loop(start)
         seconds = self.seconds_before + time.monotonic() - began
         return self._conclude(seconds)
+
+    def stop(self, reason: str) -> None:
+        """End after the current iteration, with a checkpoint."""
+        self.stop_reason = reason
 
     def report_end(self, state: str, error: str) -> None:
         """Leave the reason where people look."""
@@ -170,10 +173,11 @@ class Run:
         self.method = kind(config, job.labels)
         if config.init:
             load_initial(self.method.network, Path(config.init))
-        self.cache = CaseCache(self.method, config.cache_gb)
+        self.cache = CaseCache(self.method, config.cache_gb / (config.workers + 1))  # every worker has its own
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
-        training, skipped = readable(self.cache, [case for case in job.training if case.id in used])
-        validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation)
+        reading = self.progress.reading(len(used) + len(job.validation)) if self.progress else None
+        training, skipped = readable(self.cache, [case for case in job.training if case.id in used], reading)
+        validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation, reading)
         self.training, self.validation = tuple(training), tuple(validation)
         self.skipped = skipped + skipped_validation
         if self.progress:
@@ -209,6 +213,8 @@ class Run:
 
     def _loop(self, start: int) -> None:
         config = self.method.config
+        if self.progress:
+            self.progress.start(start)
         if start >= config.iterations:
             return
         if idist.get_rank() > 0:  # dropout must differ between processes; the first one's state is in the checkpoint
@@ -217,8 +223,6 @@ class Run:
         epochs = -(-config.iterations // config.epoch_iterations)
         engine.load_state_dict({"iteration": start, "max_epochs": epochs, "epoch_length": config.epoch_iterations})
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        if self.progress:
-            self.progress.start(start)
         loader = iteration_loader(self.dataset, start, config.workers)
         engine.run(loader, max_epochs=epochs, epoch_length=config.epoch_iterations)
         if self.stop_reason:
@@ -251,7 +255,10 @@ class Run:
             self.progress.iteration(done, {})
         if epoch_ends:
             self._after_epoch(done)
-        self._watch()
+        if (
+            idist.get_world_size() == 1 or epoch_ends or done % READ_TERMS_EVERY == 0
+        ):  # asking the others waits for them
+            self._watch()
         if self.stop_reason and done < config.iterations and not epoch_ends:
             self._save_checkpoint(done)
         if self.stop_reason or done >= config.iterations:
@@ -395,6 +402,7 @@ class Run:
             "processes": idist.get_world_size(),
             "labelled": [case.id for case in self.training if case.label is not None],
             "unlabelled": sum(case.label is None for case in self.training),
+            "unlabelled_ids": [case.id for case in self.training if case.label is None],
             "skipped": self.skipped,
             "validation": evaluation.to_dict() if evaluation else None,
             "request": self._request(),
@@ -408,81 +416,6 @@ class Run:
         if idist.get_world_size() > 1:
             idist.barrier()
         return metrics
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join torchrun's processes, where there are any."""
-    if not torch.distributed.is_torchelastic_launched() or torch.distributed.is_initialized():
-        yield
-        return
-    idist.initialize("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        idist.finalize()
-
-
-@contextlib.contextmanager
-def stop_signals(run: Run) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the run after the current iteration, with a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        run.stop_reason = f"it received {signal.Signals(number).name}"
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def pick_device(wanted: str | None) -> torch.device:
-    """The device for a name; None: the GPU where there is one. Under torchrun every process has its own GPU.
-
-    Raises:
-        MedsegError: a GPU is asked for and there is none.
-    """
-    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise MedsegError(f"device {name!r} is unknown; use cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise MedsegError(f"device {name!r} is not available on this machine; use --device cpu")
-        if torch.distributed.is_torchelastic_launched():
-            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun tells it in no other way
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        if index >= torch.cuda.device_count():
-            raise MedsegError(f"device {name!r} does not exist; this machine has {torch.cuda.device_count()} GPUs")
-        return torch.device("cuda", index)
-    return device
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's tensors, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True
 
 
 def explain(error: Exception, config: MethodConfig) -> str:

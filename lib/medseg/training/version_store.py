@@ -80,6 +80,11 @@ class VersionStore:
         _sync_folder(self.versions)
         return number
 
+    def holds(self, number: int, run: Path) -> bool:
+        """Whether a version is the model of a run folder."""
+        complete = (run / WEIGHTS).is_file() and (run / CONFIG).is_file()
+        return complete and self._about(number).get("digest") == _digest(run)
+
     def prune(self, keep: int) -> None:
         """Delete all but the newest versions and the champion."""
         champion = self.champion()

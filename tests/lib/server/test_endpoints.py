@@ -77,6 +77,8 @@ def test_arguments_are_checked(arguments: dict[str, Any], says: str) -> None:
         ("datastore", "weak.json", False, False),
         ("datastore", "x.zip", False, False),
         ("session", "x.zip", False, True),
+        ("session", "x.tar", False, False),  # unpacking it would write wherever its members say
+        ("session", "x.tar.gz", False, False),
         ("datastore", "x.nii.gz.py", False, False),
         ("datastore", ".nii.gz", False, False),
         ("datastore", "a/b.nii.gz", False, False),

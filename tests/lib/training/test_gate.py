@@ -89,7 +89,7 @@ def test_better_candidate_replaces_the_champion(registry: ModelRegistry, cases: 
     assert "better, 0.8571 against 0.6667 of version 1 on 2 validation cases" in decision.reason
 
 
-@pytest.mark.parametrize("threshold", [47, 50])
+@pytest.mark.parametrize("threshold", [47.25, 50])  # whole intensities: 47.25 makes the masks of 47
 def test_gate_keeps_an_incumbent_that_is_equal_or_better(
     registry: ModelRegistry, cases: list[Case], tmp_path: Path, threshold: float
 ) -> None:
@@ -220,6 +220,17 @@ def test_a_new_label_does_not_open_the_gate_for_a_worse_model(
     assert not decision.published
     assert decision.incumbent is not None
     assert decision.reason.startswith("rejected: not better")
+
+
+def test_a_run_that_is_already_served_is_not_rejected_for_being_no_better_than_itself(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path
+) -> None:
+    run = save_run(tmp_path / "a", 47)
+    first, again = pass_gate(registry, run, cases), pass_gate(registry, run, cases)
+
+    assert (again.published, again.version) == (True, first.version)
+    assert again.reason == "version 1 is this very model and is served already"
+    assert registry.rejections("threshold") == []
 
 
 def test_champion_that_does_not_load_any_more_gives_way(

@@ -18,7 +18,7 @@ from medseg.server.tasks.infer import ChampionCache
 from medseg.server.tasks.study import Study
 from medseg.server.tasks.train import watched_pids
 from medseg.training.file_lock import file_lock
-from medseg.training.run import alive
+from medseg.training.processes import alive
 
 logger = logging.getLogger(__name__)
 

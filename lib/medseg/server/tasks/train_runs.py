@@ -27,7 +27,8 @@ from medseg.acquisition.score_store import image_stamp
 from medseg.cases import Case
 from medseg.files import read_json, write_json
 from medseg.methods.base import MethodConfig
-from medseg.training.run import FREE_SETTINGS, alive
+from medseg.training.processes import alive
+from medseg.training.run import FREE_SETTINGS
 
 KEEP_RUNS = 5  # ours: the published weights are in the registry; runs are kept for their curves
 
