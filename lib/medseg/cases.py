@@ -13,6 +13,7 @@ from typing import Any
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_json
 from medseg.weak import WeakLabels, parse_weak
+from medseg.weak_table import TableRow, read_tables
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
@@ -122,10 +123,10 @@ def patient_of(identifier: str, pattern: str | None) -> str:
 def load_cases(folders: Path | Sequence[Path], patient_pattern: str | None = None) -> list[Case]:
     """Read the cases of one or several data sets, in order of their file names.
 
-    Each entry is a folder with `images/` and (optionally) `labels/`, a MONAI Label studies folder, or a JSON file
-    written by `save_cases`. Case ids that occur in several folders get the folder's name in front. Patients keep their
-    names: adding a data set must not change who was drawn for validation, and people of one name are better kept on one
-    side than told apart wrongly.
+    Each entry is a folder with `images/` and (optionally) `labels/`, `labels.csv` and `landmarks.csv`, a MONAI Label
+    studies folder, or a JSON file written by `save_cases`. Case ids that occur in several folders get the folder's name
+    in front. Patients keep their names: adding a data set must not change who was drawn for validation, and people of
+    one name are better kept on one side than told apart wrongly.
 
     Raises:
         NotFoundError: an entry does not exist or holds no image.
@@ -185,7 +186,8 @@ def _files_by_id(folder: Path) -> dict[str, Path]:
 def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
     """Cases of a plain folder (`images/`, `labels/`) or of a studies folder (images at its top, `labels/final/`).
 
-    A plain folder that was served has corrected masks in `labels/final/`, which win over those beside the images.
+    A plain folder that was served has corrected masks in `labels/final/`, which win over those beside the images; what
+    the server's index says of an image wins over the tables (`labels.csv`, `landmarks.csv`).
     """
     plain = (folder / "images").is_dir()
     labels = {**(_files_by_id(folder / "labels") if plain else {}), **_files_by_id(folder / "labels" / "final")}
@@ -197,10 +199,13 @@ def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
         raise UnusableInputError(
             f"{file} is damaged ({error}); start the server once, it rebuilds the index"
         ) from error
+    images = _files_by_id(folder / "images" if plain else folder)
+    rows = read_tables(folder, images) if plain and images else {}
     cases = []
-    for identifier, path in _files_by_id(folder / "images" if plain else folder).items():
+    for identifier, path in images.items():
         info = index.get(identifier, {}).get("image", {}).get("info", {})
-        weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+        row = rows.get(identifier, TableRow(""))
+        weak = parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else row.weak
         cases.append(
             Case(
                 id=identifier,
@@ -208,8 +213,8 @@ def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
                 label=labels.get(identifier),
                 regions=regions.get(identifier),
                 weak=weak,
-                domain=weak.domain if weak else None,
-                patient=info.get("patient") or patient_of(identifier, pattern),
+                domain=(weak.domain if weak else None) or row.domain,
+                patient=info.get("patient") or row.patient or patient_of(identifier, pattern),
                 dataset=folder.name,
             )
         )

@@ -90,6 +90,71 @@ def test_union_prefixes_equal_ids_and_keeps_patients(tmp_path: Path) -> None:
     assert [case.patient for case in cases] == ["p1", "p1", "p1", "p2"]  # a patient is never on both sides of a split
 
 
+def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
+    """A plain folder with the images a, b, c and a table."""
+    touch(*(folder / "images" / f"{name}.png" for name in "abc"))
+    (folder / name).write_text(text)
+    return folder
+
+
+def test_plain_folder_reads_its_tables(tmp_path: Path) -> None:
+    table(tmp_path, "image,case,domain,angle_1_deg\na.png,7,T1,120\nb,7,,\n")
+    table(tmp_path, "image,x0,y0\nb.png,1,2\n", "landmarks.csv")
+
+    a, b, c = load_cases(tmp_path)
+
+    assert a.weak == WeakLabels(angles={"angle_1": 120.0}, domain="T1", source="table")
+    assert b.weak == WeakLabels(landmarks={"0": (1.0, 2.0)}, source="table")
+    assert [case.patient for case in (a, b, c)] == ["7", "7", "c"]
+    assert [case.domain for case in (a, b, c)] == ["T1", None, None]
+    assert (c.weak, a.label) == (None, None)
+    assert load_cases(save_cases(tmp_path / "cases.json", [a, b, c])) == [a, b, c]
+
+
+def test_bad_row_leaves_nothing_half_imported(tmp_path: Path) -> None:
+    table(tmp_path, "image,angle_1\na,10\nb,200\n")
+
+    with pytest.raises(UnusableInputError, match=r"labels\.csv line 3, column 'angle_1': .*0\.\.180"):
+        load_cases(tmp_path)
+
+
+def test_index_of_the_server_wins_over_the_table(tmp_path: Path) -> None:
+    table(tmp_path, "image,patient,domain,angle_1\na,p1,T1,10\nb,p1,T1,10\n")
+    info = {"weak": {"angles": {"main": 33}, "source": "reader"}, "patient": "p9"}
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": {"a": {"image": {"info": info}}}}))
+
+    a, b, _ = load_cases(tmp_path)
+
+    assert a.weak == WeakLabels(angles={"main": 33.0}, source="reader")
+    assert (a.patient, a.domain) == ("p9", "T1")
+    assert b.weak is not None
+    assert (b.weak.angles, b.patient) == ({"angle_1": 10.0}, "p1")
+
+
+def test_patient_of_the_table_wins_over_the_pattern(tmp_path: Path) -> None:
+    table(tmp_path, "image,patient\na,p1\nb,\n")
+
+    assert [case.patient for case in load_cases(tmp_path, r"^([ab])")] == ["p1", "b", "c"]
+
+
+def test_union_keeps_the_patients_of_the_tables(tmp_path: Path) -> None:
+    one = table(tmp_path / "one", "image,case\na,7\nb,7\n")
+    two = table(tmp_path / "two", "image,patient\na,7\nb,8\n")
+
+    cases = {case.id: case.patient for case in load_cases([one, two])}
+
+    alone = {f"one_{case.id}": case.patient for case in load_cases(one)}
+    assert alone == {"one_a": "7", "one_b": "7", "one_c": "c"}  # adding a data set changes nobody's name
+    assert cases == {**alone, "two_a": "7", "two_b": "8", "two_c": "c"}
+
+
+def test_studies_folder_has_no_table(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("1,atrium\n")
+
+    assert [(case.id, case.weak) for case in load_cases(tmp_path)] == [("a", None)]
+
+
 def test_same_folder_given_twice_counts_once(tmp_path: Path) -> None:
     touch(tmp_path / "one" / "images" / "a.png", tmp_path / "one" / "labels" / "a.png")
 
@@ -159,3 +224,42 @@ def test_real_cardiac_cases_have_one_patient_each_for_two_phases(data_dir: Path)
 
     assert len(cases) == 20
     assert all(case.label is not None for case in cases)
+
+
+def test_real_spine_cases_have_angles_corners_and_patients(data_dir: Path) -> None:
+    cases = load_cases(data_dir / "spine_xray")
+
+    assert len(cases) == 466
+    weak = [case.weak for case in cases if case.weak is not None]
+    assert len(weak) == 466
+    assert {tuple(labels.angles) for labels in weak} == {("angle_1", "angle_2", "angle_3")}
+    assert {tuple(labels.landmarks) for labels in weak} == {tuple(str(n) for n in range(68))}
+    assert {(labels.landmark_unit, labels.source, labels.domain) for labels in weak} == {("px", "table", None)}
+    assert max(labels.angles["angle_1"] for labels in weak) == pytest.approx(156.39)
+    assert all(
+        labels.angles["angle_1"] >= max(labels.angles.values()) for labels in weak
+    )  # stored order: largest first
+    assert (cases[0].id, cases[0].patient) == ("spine_000", "162")
+    assert weak[0].angles == {"angle_1": 41.139, "angle_2": 14.63, "angle_3": 40.147}
+    assert weak[0].landmarks["1"] == (242.51, 35.66)
+    assert len({case.patient for case in cases}) == 231
+
+
+def test_real_cephalometric_cases_have_landmarks(data_dir: Path) -> None:
+    cases = load_cases(data_dir / "cephalometric")
+
+    assert len(cases) == 148
+    assert all(case.weak is not None and len(case.weak.landmarks) == 19 for case in cases)
+    assert cases[0].weak is not None
+    assert cases[0].weak.landmarks["18"] == (221.33, 445.33)
+    assert cases[0].weak.angles == {}
+    assert [case.patient for case in cases] == [case.id for case in cases]
+
+
+def test_real_union_keeps_the_patients(data_dir: Path) -> None:
+    alone = {case.id: case.patient for case in load_cases(data_dir / "spine_xray")}
+
+    joined = load_cases([data_dir / "spine_xray", data_dir / "cephalometric"])
+
+    assert len(joined) == 614
+    assert {case.id: case.patient for case in joined if case.dataset == "spine_xray"} == alone

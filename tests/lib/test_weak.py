@@ -43,3 +43,10 @@ def test_everything_a_reader_can_say_survives_json() -> None:
 def test_wrong_values_name_place_field_and_reason(value: Any, words: str) -> None:
     with pytest.raises(UnusableInputError, match=f"extents.csv line 4: .*{words}"):
         parse_weak(value, "extents.csv line 4")
+
+
+def test_angles_above_a_right_angle_keep_their_order() -> None:
+    weak = parse_weak({"angles": {"angle_2": 156.39, "angle_1": 90.5, "angle_3": 180}}, "labels.csv line 2")
+
+    assert list(weak.angles.items()) == [("angle_2", 156.39), ("angle_1", 90.5), ("angle_3", 180.0)]
+    assert list(WeakLabels.model_validate_json(weak.model_dump_json()).angles) == ["angle_2", "angle_1", "angle_3"]
