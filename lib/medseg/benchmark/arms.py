@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,30 @@ class ArmContext:
     training_cases: tuple[Case, ...]
     held_out_cases: tuple[Case, ...]
 
-    def train(self, overrides: Mapping[str, Any] | None = None, name: str = "model") -> Predictor:
-        """Train the method with some settings changed, in `out/<name>`, and load the result."""
-        config = self.config.with_overrides(overrides or {})
-        folder = self.out / name
-        train(TrainingJob(self.method.name, config, self.labels, self.training_cases, (), folder, self.device, True))
-        return self.predictor(folder)
+    def train(
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        name: str = "model",
+        *,
+        cases: Sequence[Case] | None = None,
+        method: str | None = None,
+    ) -> Predictor:
+        """Train in `out/<name>` and load the result.
+
+        Args:
+            overrides: settings that differ from this run's.
+            name: folder of the model.
+            cases: learn from these instead of all training cases (one domain, frozen pseudo-labels).
+            method: train another method; the settings it shares with this one carry over.
+        """
+        kind = method_class(method) if method else self.method
+        values = self.config.to_dict()
+        if kind is not self.method:
+            values = {f.name: values[f.name] for f in fields(kind.config_class) if f.name in values}
+        config = kind.config_class.from_dict({**values, **(overrides or {})})
+        chosen = tuple(cases) if cases is not None else self.training_cases
+        train(TrainingJob(kind.name, config, self.labels, chosen, (), self.out / name, self.device, True))
+        return self.predictor(self.out / name)
 
     def predictor(self, folder: Path) -> Predictor:
         """Load a model folder onto the device."""

@@ -133,11 +133,10 @@ def _most_confident(confidence: torch.Tensor, classes: torch.Tensor, count: int)
 
 
 def _method(context: TimingContext) -> Any:
-    """The method at the card's patch and batch, on the context's device."""
+    """The method at the card's width, loss, patch and batch, whatever the preset, on the context's device."""
     device = torch.device(context.device)
-    config = context.config.with_overrides(
-        {"dimension": 3, "channels": 1, "patch": PATCHES[device.type], "bank_cases": LABELLED_SCANS, "occ": True}
-    )
+    form = {"dimension": 3, "channels": 1, "patch": PATCHES[device.type], "width": 16, "loss": "dice"}
+    config = context.config.with_overrides({**form, "bank_cases": LABELLED_SCANS, "occ": True})
     torch.manual_seed(context.seed)
     method = method_class("caml")(config, context.labels)
     method.network.to(device).train()
