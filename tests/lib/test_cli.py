@@ -244,7 +244,7 @@ def test_evaluation_without_masks_is_one_sentence(medseg: Medseg, model: Path, d
     result = medseg("evaluate", "--model", model, "--data", tmp_path, "--device", "cpu")
 
     assert result.code == 2
-    assert "has a mask to compare with" in result.err
+    assert "to compare with; add masks" in result.err
 
 
 def test_models_lists_and_rolls_back(medseg: Medseg, model: Path, tmp_path: Path) -> None:

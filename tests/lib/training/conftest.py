@@ -69,6 +69,7 @@ class Child:
         """Look again and again, as often as it takes to catch a run in the middle."""
         end = time.monotonic() + PATIENCE
         while not condition():
+            assert self.running or condition(), f"it ended too early:\n{self.output}"
             assert time.monotonic() < end, self.output
             time.sleep(0.002)
 
