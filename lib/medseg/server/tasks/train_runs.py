@@ -90,7 +90,8 @@ class TrainRuns:
     def close(self, run: Path, decision: dict[str, Any]) -> None:
         """The gate has decided: the run is over, its checkpoint is no longer needed, old runs go."""
         write_json(run / "decision.json", decision)
-        (run / "checkpoint.pt").unlink(missing_ok=True)
+        for name in ("checkpoint.pt", "checkpoint.pt.previous"):
+            (run / name).unlink(missing_ok=True)
         for old in self.folders()[:-KEEP_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
 
