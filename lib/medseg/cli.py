@@ -200,6 +200,9 @@ def bench(
     scale: ScaleOption = None,
     iterations: IterationsOption = None,
     seeds: Annotated[Optional[int], typer.Option("--seeds", min=1, help="Seeds per arm.")] = None,  # noqa: UP045
+    held_out: Annotated[Optional[int], typer.Option("--held-out", min=1, help="Cases to report on.")] = None,  # noqa: UP045
+    folds: Annotated[Optional[int], typer.Option("--folds", min=1, help="Cross-validation folds.")] = None,  # noqa: UP045
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time; seconds are then not comparable.")] = 1,
     device: DeviceOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
@@ -217,6 +220,9 @@ def bench(
         scale=scale,
         iterations=iterations,
         seeds=seeds,
+        held_out=held_out,
+        folds=folds,
+        jobs=jobs,
         device=device,
         settings=_pairs(set_),
     )
@@ -224,6 +230,9 @@ def bench(
     for name, arm in summary["arms"].items():
         typer.echo(f"{name:>16}  {summary['metric']} {arm['mean']:.4f} ± {arm['sd']:.4f}  {arm['seconds']:.0f} s")
     typer.echo(f"{out}/summary.json and {out}/report.html are written")
+    if failed := summary.get("failed"):
+        name, reason = next(iter(failed.items()))
+        raise MedsegError(f"{len(failed)} of the runs failed; {name}: {reason}")
 
 
 @app.command()
