@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from medseg.errors import MedsegError
+from medseg.methods import method_class
 from medseg.server.tasks import distributed
 from medseg.server.tasks.distributed import job_from_dict, job_to_dict, train_distributed
 from medseg.training.run import TrainingJob
@@ -15,7 +16,7 @@ from medseg.training.run import TrainingJob
 @pytest.fixture
 def job(make_app: Any, tmp_path: Path) -> TrainingJob:
     app = make_app()
-    split = app.study.split(app.study.cases())
+    split = app.study.split(app.study.cases(), method_class("supervised"))
     return TrainingJob(
         "supervised", app.settings.config("supervised"), app.study.labels, split.training, split.validation,
         tmp_path / "run", "cpu", False, (7,),
