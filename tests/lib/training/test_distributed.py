@@ -13,11 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medseg import methods
-from medseg.cases import load_cases
 from medseg.files import read_json
-from medseg.methods.supervised.config import SupervisedConfig
-from medseg.training.run import TrainingJob, train
 
 # instance norm and no dropout: then no sample's result depends on which process, or which neighbours, it had
 SETTINGS = {
@@ -46,20 +42,26 @@ def losses(run: Path, term: str) -> dict[int, float]:
     return {entry["iteration"]: entry[term] for entry in history if term in entry}
 
 
-@pytest.fixture
-def sharded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setitem(methods.METHODS, "sharded", "toy_method:Sharded")
+ONE_PROCESS = """
+import sys
+from pathlib import Path
+from medseg import methods
+methods.METHODS["sharded"] = "toy_method:Sharded"
+from medseg.cli import main
+main()
+"""
 
 
 def one_process(method: str, data: Path, out: Path) -> Path:
-    config = SupervisedConfig.from_dict({**SETTINGS, "network": "vnet", "iterations": ITERATIONS})
-    train(TrainingJob(method, config, {"atrium": 1}, tuple(load_cases(data)), (), out, "cpu"))
+    """In a process of its own, as torchrun's are: threads that other tests leave behind draw random numbers too."""
+    command = [sys.executable, "-c", ONE_PROCESS, *arguments(method, data, out, network="vnet")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     return out
 
 
 @pytest.mark.slow
-def test_two_processes_reach_the_loss_of_one(phantoms: Path, tmp_path: Path, sharded: None) -> None:
+def test_two_processes_reach_the_loss_of_one(phantoms: Path, tmp_path: Path) -> None:
     """To rounding, against one process whose loss is the mean over the two halves of its batch, which is what data
     parallelism computes; to 5 % at every reading against the usual loss, whose Dice sums over the whole batch at once.
     """
