@@ -1,3 +1,4 @@
+# make help    this text
 # make serve   start the server; STUDIES=dir|https://... MODELS=caml,supervised PORT=8000 HOST=127.0.0.1
 # make test    all tests                make check   format, lint, types
 # make demo    a short simulation, ends with a report
@@ -14,14 +15,17 @@ TESTS ?= tests
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup serve test check demo clean
+.PHONY: help setup serve test check demo clean
+
+help:
+	@sed -n "s/^# //p" Makefile
 
 setup: $(STAMP)
 
 $(STAMP): requirements.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"Python {v[0]}.{v[1]} is not supported; install Python 3.11 and run: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	@echo "installing the pinned requirements into .venv (some minutes, once)"
+	@echo "installing the pinned requirements into .venv (4 GB, some minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $(STAMP)
 

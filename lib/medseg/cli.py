@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -94,8 +95,8 @@ def serve(
         settings = {"caml.iterations": "200", "supervised.iterations": "200", **settings}  # a first round in minutes
     if studies is None:
         raise MedsegError("--studies is missing; give a folder of images or a DICOMweb URL, or try --demo")
-    _explain_next_steps(studies, host, port, models or "caml")
-    start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings)
+    announce = partial(_explain_next_steps, studies, host, port, settings.get("models", "caml"))
+    start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings, announce=announce)
 
 
 @app.command()
@@ -345,7 +346,7 @@ def _explain_next_steps(studies: str, host: str, port: int, models: str) -> None
     model = models.split(",")[0]
     typer.echo(
         f"""
-medseg serves {studies}
+medseg serves {studies}, in about ten seconds
 
   status page   {url}/medseg/
   3D Slicer     MONAI Label module: server {url}, then Next Sample, Submit Label, Train

@@ -13,12 +13,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.server.settings import AppSettings
+from medseg.training.device import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,28 @@ def check(app_dir: Path, studies: str, conf: Mapping[str, str]) -> None:
         raise NotFoundError(f"{app_dir} holds no app (main.py); give the folder apps/medseg")
     if "://" not in studies and not Path(studies).is_dir():
         raise NotFoundError(f"studies folder {studies} does not exist; create it and put images in it")
-    AppSettings.from_conf(conf)
+    settings = AppSettings.from_conf(conf)
+    if settings.device:
+        pick_device(settings.device)
 
 
-def start_server(app_dir: Path, studies: str, host: str, port: int, conf: Mapping[str, str]) -> None:
+def start_server(
+    app_dir: Path,
+    studies: str,
+    host: str,
+    port: int,
+    conf: Mapping[str, str],
+    announce: Callable[[], None] = lambda: None,
+) -> None:
     """Become the server: replaces this process, so that signals and exit codes are the server's own.
+
+    Args:
+        app_dir: the app.
+        studies: folder or URL.
+        host: address to listen on.
+        port: port to listen on.
+        conf: settings of the app.
+        announce: called when all is checked, before the server starts.
 
     Raises:
         MedsegError: a mistake in the arguments, or the port is taken.
@@ -71,6 +89,7 @@ def start_server(app_dir: Path, studies: str, host: str, port: int, conf: Mappin
     check(app_dir, studies, conf)
     _check_port(host, port)
     words = command(app_dir, studies, host, port, conf)
+    announce()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(words[0], words, environment())
