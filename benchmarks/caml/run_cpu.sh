@@ -7,4 +7,4 @@ MEDSEG=${MEDSEG:-medseg}
 "$MEDSEG" bench caml --data "$DATA" --preset cpu --labelled 4 --device cpu --out "$OUT/bench"
 "$MEDSEG" bench caml --data "$DATA" --preset cpu --labelled 4 --device cpu --arms speed --iterations 4 --seeds 1 --out "$OUT/speed"
 "$MEDSEG" simulate --data "$DATA" --method caml --strategies random,caml --rounds 3 --per-round 2 --initial 4 \
-  --preset cpu --device cpu --scale 0.4 --iterations 300 --set patch=40,40,24 --out "$OUT/simulation"
+  --validation 6 --test 8 --preset cpu --device cpu --scale 0.3 --iterations 150 --set patch=32,24,24 --out "$OUT/simulation"
