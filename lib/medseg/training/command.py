@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
@@ -55,9 +53,8 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
     split = _split(request, config, cases)
     if not split.training:
         raise MedsegError(f"no training case is left of {len(cases)}; lower validation_fraction or add cases")
-    first = int(torch.distributed.is_torchelastic_launched() is False)
-    log.info("%d labelled, %d unlabelled, %d validation cases%s", split.labelled, len(split.training) - split.labelled,
-             len(split.validation), "" if first else " (shared by torchrun's processes)")  # fmt: skip
+    unlabelled = len(split.training) - split.labelled
+    log.info("%d labelled, %d unlabelled, %d validation cases", split.labelled, unlabelled, len(split.validation))
     return train(
         TrainingJob(
             method=request.method,
