@@ -116,6 +116,7 @@ def train(
     config: Annotated[Optional[Path], typer.Option("--config", help="YAML or JSON file of settings.")] = None,  # noqa: UP045
     set_: SetOption = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the finished run in --out.")] = False,
     watch_pid: Annotated[list[int], typer.Option("--watch-pid", hidden=True)] = [],  # noqa: B006
     split: Annotated[Optional[Path], typer.Option("--split", hidden=True)] = None,  # noqa: UP045
 ) -> None:
@@ -132,6 +133,7 @@ def train(
         device=device,
         config=config,
         resume=resume,
+        overwrite=overwrite,
         watch_pids=tuple(watch_pid),
         split=split,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.cases import Case, load_cases
-from medseg.errors import MedsegError, NotFoundError
+from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.files import read_json, write_json
 from medseg.methods import method_class
 from medseg.methods.base import MethodConfig
@@ -29,6 +29,7 @@ class TrainRequest:
 
     Attributes:
         typed: settings of the method from options and `--set`.
+        overwrite: replace the finished run in `out`.
         split: JSON file with the ids of the validation cases; replaces the hash rule (used by the server).
     """
 
@@ -41,12 +42,26 @@ class TrainRequest:
     device: str | None = None
     config: Path | None = None
     resume: bool = False
+    overwrite: bool = False
     watch_pids: tuple[int, ...] = ()
     split: Path | None = None
 
 
 def train_command(request: TrainRequest) -> dict[str, Any]:
-    """Prepare and run. Returns the content of `metrics.json`."""
+    """Prepare and run.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ConflictError: `out` holds a finished run, and neither `resume` nor `overwrite` says what to do with it.
+        MedsegError: bad data or settings.
+    """
+    if not (request.resume or request.overwrite) and RunFolder(request.out).finished:
+        raise ConflictError(
+            f"--out {request.out} holds a finished run; choose another --out, continue that run with --resume "
+            "(more --iterations), or replace it with --overwrite"
+        )
     preset = request.preset or ("paper" if pick_device(request.device).type == "cuda" else "cpu")
     config = build_config(request.method, preset, request.config, request.typed)
     cases = load_cases(request.data, config.patient_pattern)

@@ -29,6 +29,11 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.split = self.path / "split.json"
 
+    @property
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return self.metrics.exists() and self.weights.exists()
+
     def forget(self) -> None:
         """Remove what an earlier run would be resumed from. Its model stays until this run's replaces it."""
         previous = self.checkpoint.with_suffix(self.checkpoint.suffix + ".previous")

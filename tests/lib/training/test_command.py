@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medseg.cases import load_cases
-from medseg.errors import MedsegError, NotFoundError
+from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.files import read_json, write_json
 from medseg.phantoms.study import FLAT, write_dataset
 from medseg.training import command
@@ -91,3 +91,20 @@ def test_nothing_left_to_train_is_one_sentence(data: Path, tmp_path: Path, jobs:
     with pytest.raises(MedsegError, match="no training case is left of 9; lower validation_fraction or add cases"):
         train_command(request(data, tmp_path, split=everything))
     assert jobs == []
+
+
+def test_finished_run_is_only_replaced_on_request(data: Path, tmp_path: Path, jobs: list[TrainingJob]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint.pt").touch()
+    train_command(request(data, run))  # an unfinished run keeps nobody out
+    for name in ("metrics.json", "model.safetensors"):
+        (run / name).touch()
+
+    with pytest.raises(ConflictError, match=r"run holds a finished run; .*--resume .*--overwrite"):
+        train_command(request(data, run))
+
+    assert len(jobs) == 1
+    train_command(request(data, run, resume=True))
+    train_command(request(data, run, overwrite=True))
+    assert [job.resume for job in jobs] == [False, True, False]
