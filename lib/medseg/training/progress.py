@@ -45,10 +45,12 @@ class Progress:
         self._written = 0.0
         self._started = time.monotonic()
         self._start_iteration = 0
+        self._said_speed = False
         self._bar: tqdm[Any] | None = None
 
     def reading(self, total: int) -> Callable[[], None]:
         """Images are read before the first iteration; call the result after each of them."""
+        log.info("reading %d images", total)
         done = 0
 
         def tick() -> None:
@@ -78,11 +80,27 @@ class Progress:
         )
         if terms:
             self.content["terms"] = {name: round(value, 5) for name, value in terms.items()}
+            self._say_speed(done, speed)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             self._bar.set_postfix(self.content["terms"], refresh=False)
         if time.monotonic() - self._written > self.every:
             self.write()
+
+    def _say_speed(self, done: int, speed: float) -> None:
+        """One early line, as the first epoch may take an hour."""
+        if self._said_speed or not speed:
+            return
+        self._said_speed = True
+        log.info("iteration %d/%d: %s, %.3g s per iteration, %s", done, self.iterations, self._terms(), 1 / speed,
+                 self._time_left())  # fmt: skip
+
+    def _terms(self) -> str:
+        return ", ".join(f"{name} {value:.4f}" for name, value in self.content["terms"].items())
+
+    def _time_left(self) -> str:
+        seconds = self.content["eta_seconds"]
+        return f"{duration(seconds)} left" if seconds is not None else ""
 
     def seconds(self, before: float) -> float:
         """Seconds of training so far, `before` those of earlier starts."""
@@ -91,11 +109,9 @@ class Progress:
     def epoch(self) -> None:
         """Log the line of a finished epoch."""
         c = self.content
-        terms = ", ".join(f"{name} {value:.4f}" for name, value in c["terms"].items())
-        eta = f"{c['eta_seconds']:.0f} s left" if c["eta_seconds"] is not None else ""
         shown = f", validation {c['validation']['quality']:.4f}" if c["validation"] else ""
         log.info("epoch %d/%d iteration %d/%d: %s%s, %s", c["epoch"], c["epochs"], c["iteration"], c["iterations"],
-                 terms, shown, eta)  # fmt: skip
+                 self._terms(), shown, self._time_left())  # fmt: skip
         self.write()
 
     def update(self, **changes: Any) -> None:
@@ -114,3 +130,10 @@ class Progress:
         self._written = time.monotonic()
         self.content["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder.progress, self.content)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `95 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

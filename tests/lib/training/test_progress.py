@@ -7,7 +7,7 @@ import pytest
 
 from medseg.files import read_json
 from medseg.training import progress as progress_module
-from medseg.training.progress import Progress
+from medseg.training.progress import Progress, duration
 from medseg.training.run_folder import RunFolder
 
 
@@ -62,3 +62,25 @@ def test_epoch_line_holds_everything(tmp_path: Path, caplog: pytest.LogCaptureFi
     progress.epoch()
 
     assert "epoch 1/2 iteration 50/100: dice 0.5000, validation 0.7500, 5 s left" in caplog.text
+
+
+def test_speed_is_said_once_long_before_the_first_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    caplog.set_level(logging.INFO)
+    progress = Progress(RunFolder(tmp_path), 1010, 500)
+    progress.reading(80)
+    progress.start(0)
+    for done in (10, 20):
+        clock[0] += 4.2
+        progress.iteration(done, {"dice": 0.5, "mutual": 0.25})
+
+    assert caplog.messages == [
+        "reading 80 images",
+        "iteration 10/1010: dice 0.5000, mutual 0.2500, 0.42 s per iteration, 7 min left",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (119, "119 s"), (430, "7 min"), (12240, "3.4 h")])
+def test_duration_is_said_in_the_unit_people_use(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
