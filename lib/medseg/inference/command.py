@@ -8,6 +8,7 @@ from pathlib import Path
 from medseg.cases import Case, case_id, image_suffix
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import write_atomically, write_json
+from medseg.inference.markups import markups_json
 from medseg.inference.predictor import Predictor
 from medseg.methods.base import Prediction
 from medseg.reports.overlays import Overlay, draw_overlay
@@ -22,8 +23,9 @@ def predict_images(
 ) -> Iterator[str]:
     """Predict images one by one; yields a line for each.
 
-    Writes `<id><suffix>` (the image's format where it can hold a mask, else .nii.gz or .png) and `<id>.json`; on
-    request `<id>_uncertainty<suffix>` and `<id>_overlay.png`.
+    Writes `<id><suffix>` (the image's format where it can hold a mask, else .nii.gz or .png) and `<id>.json`, where the
+    method finds points or lines `<id>.mrk.json` for 3D Slicer, on request `<id>_uncertainty<suffix>` and
+    `<id>_overlay.png`.
 
     Raises:
         NotFoundError: an image does not exist; checked before the first is predicted.
@@ -38,6 +40,8 @@ def predict_images(
         case = _case(path)
         prediction = predictor.predict(case)
         target = _write(prediction, case, predictor, out)
+        if prediction.markups:
+            write_json(out / f"{case.id}.mrk.json", markups_json(prediction.markups))
         if uncertainty and prediction.uncertainty is not None:
             suffix = image_suffix(target) if image_suffix(target) in WRITABLE else ".nii.gz"
             write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)

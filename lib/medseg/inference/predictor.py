@@ -75,7 +75,9 @@ class _Inference:
 def restore(prediction: Prediction, image: MetaTensor) -> Prediction:
     """Move a prediction from the network's grid to the image's; the mask is decided there, after resampling."""
     if prediction.probabilities is None:
-        return prediction
+        if prediction.mask is None:
+            return prediction
+        return replace(prediction, mask=to_grid(prediction.mask, image, mode="nearest"))
     probabilities = to_grid(prediction.probabilities, image)
     uncertainty = to_grid(prediction.uncertainty, image) if prediction.uncertainty is not None else None
     return replace(prediction, probabilities=probabilities, uncertainty=uncertainty, mask=None)

@@ -56,6 +56,19 @@ class Stream:
     per_batch: int
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a method gets for work on its whole training set, between iterations.
+
+    Attributes:
+        cases: the training cases that can be read.
+        load: `Method.load`, cached.
+    """
+
+    cases: tuple[Case, ...]
+    load: Callable[[Case], Sample]
+
+
 @dataclass
 class StepOutput:
     """Result of one training step: the loss to minimise and its named terms, scalars for people to watch."""
@@ -72,6 +85,42 @@ class Measurement:
     unit: str
 
 
+MARKUP_KINDS = ("Fiducial", "Line", "Angle", "Curve")
+"""Kinds of drawn measurements that 3D Slicer knows by these names."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """Points, a line, an angle or a curve that belong to an image.
+
+    Attributes:
+        kind: one of `MARKUP_KINDS`.
+        name: shown in the viewer's list.
+        points: world coordinates by the image's affine (RAS, mm), 2 or 3 each.
+        labels: one per point; empty: numbered.
+        confidence: one per point in [0, 1]; empty: unknown.
+        measurement: the number that the markup shows.
+    """
+
+    kind: str
+    name: str
+    points: tuple[tuple[float, ...], ...]
+    labels: tuple[str, ...] = ()
+    confidence: tuple[float, ...] = ()
+    measurement: Measurement | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in MARKUP_KINDS:
+            raise ValueError(f"markup {self.name!r} is of kind {self.kind!r}; give one of {', '.join(MARKUP_KINDS)}")
+        if any(len(point) not in (2, 3) for point in self.points):
+            raise ValueError(f"markup {self.name!r} has points that are neither 2D nor 3D")
+        for key in ("labels", "confidence"):
+            if getattr(self, key) and len(getattr(self, key)) != len(self.points):
+                raise ValueError(
+                    f"markup {self.name!r} has {len(self.points)} points but {len(getattr(self, key))} {key}"
+                )
+
+
 @dataclass
 class Prediction:
     """What a method says of one image, on the grid that the tensors' affine tells.
@@ -81,6 +130,8 @@ class Prediction:
         uncertainty: (1, *grid) float in [0, 1].
         measurements: named numbers with units.
         warnings: sentences for the annotator.
+        mask: (1, *grid) uint8; None: the most probable class of every voxel.
+        markups: points and lines, in world coordinates.
     """
 
     probabilities: MetaTensor | None
@@ -88,6 +139,7 @@ class Prediction:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     mask: MetaTensor | None = None
+    markups: tuple[Markup, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mask is None and self.probabilities is not None:
@@ -225,6 +277,10 @@ class Method(ABC):
         config: settings.
         labels: label name -> index 1..N, contiguous.
         network: one module that holds everything trainable, built by `build_network`.
+
+    Class attributes beside the obvious:
+        metric: the key quality figure among the values of `evaluate`.
+        markups: predictions carry points or lines; viewers are offered them as a model of their own.
     """
 
     name: ClassVar[str]
@@ -233,7 +289,8 @@ class Method(ABC):
     config_class: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Preset]]
     arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
-    metric: ClassVar[str] = "dice"  # the key quality figure among the values of `evaluate`
+    metric: ClassVar[str] = "dice"
+    markups: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, labels: Mapping[str, int]) -> None:
         if sorted(labels.values()) != list(range(1, len(labels) + 1)):
@@ -298,6 +355,30 @@ class Method(ABC):
     @abstractmethod
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:
         """Loss of one batch. Called inside autocast with the network in train mode; `iteration` counts from 0."""
+
+    def stages(self) -> tuple[int, ...]:
+        """Iterations at which a stage of training begins, ascending from 0. Default: one stage.
+
+        Stages are for training in steps that build on each other: a prior first, then frozen pseudo-labels, then a
+        final network. All parts live in one network and one optimizer; what gets no gradient does not change.
+        """
+        return (0,)
+
+    def begin_stage(self, start: int, training: TrainingSet) -> None:
+        """Work on the whole training set before the first iteration of a stage, for example frozen pseudo-labels.
+
+        Called again when a run resumes inside the stage, so it must give the same from the weights of any iteration of
+        the stage: what it computes from must be frozen there. The network is on its device; `streams` is asked again
+        afterwards, so that streams and samples may differ between stages.
+        """
+        return
+
+    def conclude(self, training: TrainingSet) -> None:
+        """Work on the whole training set after the last iteration, before the model is saved.
+
+        For example statistics of normalisation layers or centroids, kept in buffers of the network. Called once.
+        """
+        return
 
     @abstractmethod
     def predict(self, loaded: Sample) -> Prediction:

@@ -19,11 +19,12 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 from medseg import __version__
 from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import MedsegError, NotFoundError
+from medseg.methods import method_class
 from medseg.server.datastore import MedsegDatastore
 from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
-from medseg.server.tasks.infer import MedsegInfer
+from medseg.server.tasks.infer import MarkupInfer, MedsegInfer
 from medseg.server.tasks.scoring import MedsegScoring
 from medseg.server.tasks.strategy import MedsegStrategy, make_strategies
 from medseg.server.tasks.study import Study, fixed_labels
@@ -73,8 +74,10 @@ class MedsegApp(MONAILabelApp):
         return datastore
 
     def init_infers(self) -> dict[str, MedsegInfer]:
-        """One per method."""
-        return {name: MedsegInfer(self.study, name) for name in self.settings.models}
+        """One per method; a second one, `<method>_markups`, for those that find points or lines."""
+        infers = {name: MedsegInfer(self.study, name) for name in self.settings.models}
+        drawn = [name for name in infers if method_class(name).markups]
+        return {**infers, **{f"{name}_markups": MarkupInfer(infers[name]) for name in drawn}}
 
     def init_trainers(self) -> dict[str, MedsegTrain]:
         """One per method."""
@@ -118,7 +121,8 @@ class MedsegApp(MONAILabelApp):
         """Where the annotate-retrain loop stands, per method."""
         labelled, unlabelled = len(self.study.labelled()), len(self.study.unlabelled())
         methods = {}
-        for name, task in self._infers.items():
+        for name in self.settings.models:
+            task = self._infers[name]
             champion = task.cache.champion()
             scores = self.study.scores(name).all().values()
             methods[name] = {

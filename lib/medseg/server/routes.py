@@ -65,8 +65,8 @@ def _add_reading_routes(router: APIRouter, app: Any) -> None:
     @router.get("/versions", dependencies=[user], summary="Model versions with metrics, newest first")
     def versions(model: str = "") -> list[dict[str, Any]]:
         if model:
-            app.known(app._infers, model, "model")
-        return [describe(v) for name in ([model] if model else app._infers) for v in versions_of(app, name)]
+            app.known(app._trainers, model, "model")
+        return [describe(v) for name in ([model] if model else app._trainers) for v in versions_of(app, name)]
 
     @router.get("/history", dependencies=[user], summary="Previous versions of a label, oldest first")
     def history(image: str, tag: str = "final") -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def _add_writing_routes(router: APIRouter, app: Any) -> None:
 
     @router.post("/rollback", dependencies=[admin], summary="Serve an earlier model version again")
     def rollback(body: Rollback) -> dict[str, Any]:
-        app.known(app._infers, body.model, "model")
+        app.known(app._trainers, body.model, "model")
         return describe(app.study.registry.rollback(body.model, body.version))
 
     @router.post("/restore", dependencies=[annotator], summary="Make a previous version of a label the present one")
@@ -113,7 +113,7 @@ def state(app: Any) -> dict[str, Any]:
         "labels": app.study.labels,
         "loop": app.loop_state(),
         "training": {name: task.stats() for name, task in app._trainers.items()},
-        "versions": {name: [describe(v) for v in versions_of(app, name)] for name in app._infers},
+        "versions": {name: [describe(v) for v in versions_of(app, name)] for name in app._trainers},
         "curve": {name: task.runs.curve() for name, task in app._trainers.items()},
         "jobs": jobs,
         "leases": [

@@ -32,7 +32,7 @@ from medseg.inference.evaluation import Evaluation, evaluate
 from medseg.inference.model_folder import describe, save_model
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
-from medseg.methods.base import Batch, Method, MethodConfig, StepOutput
+from medseg.methods.base import Batch, Method, MethodConfig, StepOutput, TrainingSet
 from medseg.networks.precision import amp_dtype, autocast
 from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from medseg.training.data import CaseCache, IterationDataset, iteration_loader, readable
@@ -137,6 +137,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.stop_reason: str | None = None
         self.seconds_before = 0.0
+        self.done = self.end = 0  # iterations done, and where the current stage ends
 
     def execute(self) -> dict[str, Any]:
         """Prepare, loop, save, validate."""
@@ -151,6 +152,7 @@ class Run:
         began = time.monotonic()
         with stop_signals(self.stop):
             self._loop(start)
+        self._complete()
         seconds = self.seconds_before + time.monotonic() - began
         return self._conclude(seconds)
 
@@ -175,6 +177,8 @@ class Run:
             load_initial(self.method.network, Path(config.init))
         self.cache = CaseCache(self.method, config.cache_gb / (config.workers + 1))  # every worker has its own
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
+        if len(self.method.stages()) > 1:  # a later stage may use what the first one does not
+            used = {case.id for case in job.training}
         reading = self.progress.reading(len(used) + len(job.validation)) if self.progress else None
         training, skipped = readable(self.cache, [case for case in job.training if case.id in used], reading)
         validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation, reading)
@@ -182,19 +186,15 @@ class Run:
         self.skipped = skipped + skipped_validation
         if self.progress:
             self.progress.update(skipped=self.skipped)
-        labelled = sum(case.label is not None for case in job.training)
-        if labelled and all(case.label is None for case in training):
+        labelled = sum(map(kind.is_labelled, job.training))
+        if labelled and not any(map(kind.is_labelled, training)):
             raise UnusableInputError(
                 f"none of the {labelled} labelled cases can be used; the first: {skipped[0]['reason']}"
             )
-        self._build(self.method.streams(self.training))
+        self._build()
 
-    def _build(self, streams: list[Any]) -> None:
-        for stream in streams:
-            log.info("stream %s: %d cases, %d samples per batch", stream.name, len(stream.cases), stream.per_batch)
+    def _build(self) -> None:
         config = self.method.config
-        shard = (idist.get_rank(), idist.get_world_size())
-        self.dataset = IterationDataset(self.method, streams, self.cache, config.seed, shard)
         self.method.network.to(self.device).train()
         self.optimizer = self.method.optimizer()
         self.scheduler = self.method.scheduler(self.optimizer)
@@ -209,27 +209,51 @@ class Run:
             step = nn.parallel.DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
         self.step = step
 
+    def _enter_stage(self, start: int) -> None:
+        """Let the method prepare a stage; its data are drawn anew, because streams may have changed."""
+        state = random_state()
+        self.method.begin_stage(start, self._training_set())
+        self.method.network.train()
+        set_random_state(state)  # a resumed run prepares the stage twice
+        streams = self.method.streams(self.training)
+        for stream in streams:
+            log.info("stream %s: %d cases, %d samples per batch", stream.name, len(stream.cases), stream.per_batch)
+        shard = (idist.get_rank(), idist.get_world_size())
+        self.dataset = IterationDataset(self.method, streams, self.cache, self.method.config.seed, shard)
+
+    def _training_set(self) -> TrainingSet:
+        return TrainingSet(self.training, self.cache.get)
+
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def _loop(self, start: int) -> None:
         config = self.method.config
+        self.done = start
         if self.progress:
             self.progress.start(start)
-        if start >= config.iterations:
-            return
-        if idist.get_rank() > 0:  # dropout must differ between processes; the first one's state is in the checkpoint
+        if start < config.iterations and idist.get_rank() > 0:
+            # dropout must differ between processes; the first one's state is in the checkpoint
             torch.manual_seed(config.seed + idist.get_rank() + 1000 * start)
+        for begin, end in spans(self.method.stages(), config.iterations):
+            if start < end and not self.stop_reason:
+                self._enter_stage(begin)
+                self._run_span(max(begin, start), end)
+        if self.stop_reason and self.done < config.iterations:
+            raise TrainingStoppedError(
+                f"training stopped at iteration {self.done} of {config.iterations} because "
+                f"{self.stop_reason}; its checkpoint is kept, resume continues it"
+            )
+
+    def _run_span(self, start: int, end: int) -> None:
+        """Iterations `start` to `end`, with the batches of the current stage."""
+        config = self.method.config
+        self.end = end
         engine = Engine(self._update)
         epochs = -(-config.iterations // config.epoch_iterations)
         engine.load_state_dict({"iteration": start, "max_epochs": epochs, "epoch_length": config.epoch_iterations})
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         loader = iteration_loader(self.dataset, start, config.workers)
         engine.run(loader, max_epochs=epochs, epoch_length=config.epoch_iterations)
-        if self.stop_reason:
-            raise TrainingStoppedError(
-                f"training stopped at iteration {engine.state.iteration} of {config.iterations} because "
-                f"{self.stop_reason}; its checkpoint is kept, resume continues it"
-            )
 
     def _update(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimisation step; `engine.state.iteration` is already the number of this step, from 1."""
@@ -248,6 +272,7 @@ class Run:
 
     def _after_iteration(self, engine: Engine) -> None:
         done, config = engine.state.iteration, self.method.config
+        self.done = done
         epoch_ends = done % config.epoch_iterations == 0 or done >= config.iterations
         if epoch_ends or done % READ_TERMS_EVERY == 0:
             self._read_terms(done, engine.state.output)  # type: ignore[arg-type]
@@ -261,7 +286,7 @@ class Run:
             self._watch()
         if self.stop_reason and done < config.iterations and not epoch_ends:
             self._save_checkpoint(done)
-        if self.stop_reason or done >= config.iterations:
+        if self.stop_reason or done >= self.end:
             engine.terminate()
 
     def _read_terms(self, done: int, output: dict[str, torch.Tensor]) -> None:
@@ -390,6 +415,13 @@ class Run:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
+    def _complete(self) -> None:
+        """The method's own last work."""
+        self.method.network.eval()
+        with torch.no_grad():
+            self.method.conclude(self._training_set())
+        self.method.network.train()
+
     def _conclude(self, seconds: float) -> dict[str, Any]:
         peak = peak_memory_mb(self.device)
         evaluation = self._validate(self.method.config.iterations)
@@ -416,6 +448,18 @@ class Run:
         if idist.get_world_size() > 1:
             idist.barrier()
         return metrics
+
+
+def spans(stages: Sequence[int], iterations: int) -> list[tuple[int, int]]:
+    """First iteration and end of every stage.
+
+    Raises:
+        ValueError: the stages do not ascend from 0.
+    """
+    if not stages or stages[0] != 0 or list(stages) != sorted(set(stages)):
+        raise ValueError(f"stages {tuple(stages)} must ascend from 0")
+    begins = [start for start in stages if start < iterations]
+    return list(zip(begins, [*begins[1:], iterations], strict=True))
 
 
 def explain(error: Exception, config: MethodConfig) -> str:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from medseg.cases import Case, image_suffix
 from medseg.errors import ConflictError, MedsegError, UnusableInputError
-from medseg.files import read_json
+from medseg.files import read_json, write_json
+from medseg.inference.markups import markups_json
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
 from medseg.methods.base import Prediction
@@ -28,6 +29,7 @@ from medseg.server.tasks.device import device_choices, resolve_device
 from medseg.server.tasks.study import Study
 from medseg.training.registry import Version
 from medseg.transforms.io import PICTURES, write_volume
+from medseg.weak import parse_weak
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +99,13 @@ class MedsegInfer(InferTask):
     """Pre-annotation with a method's champion.
 
     Request keys besides the image: `device`, `result_extension`, `result_dtype`, `result_compress`, `uncertainty`
-    (true: the map is kept for `GET /medseg/uncertainty`, and its address is in the result).
+    (true: the map is kept for `GET /medseg/uncertainty`, and its address is in the result), `domain` and `weak` (what
+    is known of the image; win over the datastore's).
     """
 
-    def __init__(self, study: Study, method: str) -> None:
+    def __init__(self, study: Study, method: str, cache: ChampionCache | None = None) -> None:
         self.study, self.method = study, method
-        self.cache = ChampionCache(study, method)
+        self.cache = cache or ChampionCache(study, method)
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=study.labels,
@@ -164,9 +167,8 @@ class MedsegInfer(InferTask):
     def _case(self, request: Mapping[str, Any]) -> Case:
         image = Path(request["image"])
         identifier = request.get("image_id")
-        if identifier:
-            return self.study.case(identifier).without_label()
-        return Case(id="uploaded", image=image)
+        case = self.study.case(identifier).without_label() if identifier else Case(id="uploaded", image=image)
+        return _as_requested(case, request)
 
     def _predict(self, loaded: Loaded, case: Case) -> Prediction:
         try:
@@ -233,6 +235,34 @@ class MedsegInfer(InferTask):
     def uncertainty_file(self, identifier: str) -> Path:
         """Where the last uncertainty map of an image is kept."""
         return self.study.folder / "uncertainty" / f"{self.method}-{identifier}.nii.gz"
+
+
+class MarkupInfer(MedsegInfer):
+    """The same champion, answering with points and lines instead of a mask.
+
+    3D Slicer loads a reply that ends in `.json` as markups, whatever the model's type; `detection` models are offered
+    beside the segmentation models.
+    """
+
+    def __init__(self, segmentation: MedsegInfer) -> None:
+        super().__init__(segmentation.study, segmentation.method, segmentation.cache)
+        self.type = InferType.DETECTION
+        self.description = f"{method_class(self.method).title}: points and lines"
+        self._config.pop("uncertainty", None)
+
+    def _write(self, prediction: Prediction, case: Case, request: Mapping[str, Any]) -> str | None:
+        handle, name = tempfile.mkstemp(prefix="medseg-", suffix=".mrk.json")
+        os.close(handle)
+        return str(write_json(Path(name), markups_json(prediction.markups)))
+
+
+def _as_requested(case: Case, request: Mapping[str, Any]) -> Case:
+    """What a request says of the image wins over what the datastore knows: `domain`, and `weak` labels."""
+    if request.get("weak"):
+        weak = parse_weak(request["weak"], f"request for {case.id}, key weak")
+        case = replace(case, weak=weak, domain=weak.domain or case.domain)
+    domain = request.get("domain")
+    return replace(case, domain=str(domain)) if isinstance(domain, str) and domain else case
 
 
 def _extension(asked: Any, image: Path) -> str:
