@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medseg.benchmark.arms import arm_config, choose_arms
 from medseg.benchmark.request import BenchmarkRequest
-from medseg.benchmark.split import BenchmarkSplit, split_cases
+from medseg.benchmark.split import BenchmarkSplit, first_cases, split_cases
 from medseg.benchmark.trial import Trial
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.methods.base import Arm, ArmGroup, MethodConfig
 from medseg.training.device import pick_device
-from medseg.training.labels import find_labels
+from medseg.training.labels import name_labels
 from medseg.training.settings import build_config, find_preset
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     request = complete(request)
     group_name, group, arms = choose_arms(kind, request)
     common = build_config(request.method, request.preset, typed=request.settings)
-    cases = load_cases(request.data, common.patient_pattern)
+    cases, found = name_labels(request.data, load_cases(request.data, common.patient_pattern), kind)
     folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1, kind)
-    labels, device = kind.fit_labels(find_labels(request.data, cases)), str(pick_device(request.device))
+    labels, device = kind.fit_labels(found), str(pick_device(request.device))
     trials = [
         _trial(request, group_name, arm, arm_config(kind, arm, request, seed), (labels, device, fold, folds))
         for seed in range(common.seed, common.seed + (request.seeds or 1))
@@ -73,9 +74,14 @@ def complete(request: BenchmarkRequest) -> BenchmarkRequest:
     names = ("labelled", "seeds", "folds")
     values = {name: getattr(preset, name) for name in names if getattr(request, name) is None}
     request = replace(request, **values)
-    if (request.seeds or 0) < 1 or request.jobs < 1:
+    if (request.seeds or 0) < 1 or (request.jobs is not None and request.jobs < 1):
         raise MedsegError(f"{request.seeds} seeds and {request.jobs} jobs: both must be at least 1")
     return request
+
+
+def _jobs(group: ArmGroup, device: str) -> int:
+    """Runs at a time, where the request leaves it open."""
+    return 1 if group.timed or device != "cpu" else os.cpu_count() or 1
 
 
 def _feasible(request: BenchmarkRequest, cases: Sequence[Case]) -> int | float:
@@ -84,7 +90,7 @@ def _feasible(request: BenchmarkRequest, cases: Sequence[Case]) -> int | float:
         return request.held_out
     wanted = find_preset(request.method, request.preset).held_out
     masked = [case for case in cases if method_class(request.method).is_labelled(case)]
-    first = {case.patient for case in masked[: request.labelled or 0]}
+    first = {case.patient for case in first_cases(masked, request.labelled or 0, method_class(request.method))}
     free = sum(case.patient not in first for case in masked)
     if isinstance(wanted, int) and (wanted > free or wanted == len(masked)) and free > 1:
         log.warning("the preset holds out %d cases, but only %d are free; %d are held out", wanted, free, free // 2)
@@ -115,4 +121,7 @@ def _log_plan(request: BenchmarkRequest, folds: Sequence[BenchmarkSplit], trials
         counts = len(fold.labelled), len(fold.training) - len(fold.labelled), len(fold.held_out)
         log.info("fold %d of %d: %d labelled, %d unlabelled, %d held-out cases", number, len(folds), *counts)
     arms = ", ".join(dict.fromkeys(trial.arm for trial in trials))
-    log.info("benchmark of %s: %s; %d runs on %s", request.method, arms, len(trials), trials[0].device)
+    log.info(
+        "benchmark of %s: %s; %d runs on %s, %d at a time",
+        request.method, arms, len(trials), trials[0].device, request.jobs or 1,
+    )  # fmt: skip

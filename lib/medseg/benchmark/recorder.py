@@ -15,8 +15,8 @@ from medseg.files import write_atomically
 from medseg.inference.predictor import Predictor
 from medseg.methods.base import Method, Prediction
 from medseg.reports.overlays import Overlay, cut_overlay
-from medseg.transforms.grid import same_grid, spacing_of, to_canonical, to_grid
-from medseg.transforms.io import read_image, read_mask
+from medseg.transforms.grid import spacing_of, to_canonical
+from medseg.transforms.io import read_image
 
 PARTS = ("image", "truth", "prediction", "uncertainty")
 
@@ -37,8 +37,8 @@ class RecordingPredictor(Predictor):
         """Keep slices of the case that was predicted last, if its prediction has a mask."""
         if self._last.mask is None or case.label is None:
             return
-        image, truth = read_image(case.image), read_mask(case.label)
-        truth = truth if same_grid(truth, image) else to_grid(truth, image, mode="nearest")
+        image = read_image(case.image)
+        truth = self.method.read_truth(case, image)
         mask, uncertainty = to_canonical(self._last.mask), self._last.uncertainty
         image, truth = to_canonical(image), to_canonical(truth)
         whole = Overlay(

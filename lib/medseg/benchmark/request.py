@@ -27,7 +27,9 @@ class BenchmarkRequest:
         scale: 0.5 works at half resolution.
         device: "cpu", "cuda" or "cuda:1"; None: a GPU where there is one.
         settings: further settings of the method; an arm's own settings override them.
-        jobs: runs at a time, each in its own process; with more than one, seconds are no longer comparable.
+        jobs: runs at a time, each in its own process with its share of the cores; None: on a CPU one per core (two
+            networks of this size on one core each get half as much again done as one on two cores), one where time is
+            measured or a GPU is used.
         isolate: run every training in a process of its own, which makes peak memory that of the run.
     """
 
@@ -45,5 +47,5 @@ class BenchmarkRequest:
     scale: float | None = None
     device: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    jobs: int = 1
+    jobs: int | None = None
     isolate: bool = True

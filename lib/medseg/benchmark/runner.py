@@ -8,6 +8,7 @@ and the same seeds; what is reported is its final model, nothing is selected on 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
     log.info("%d of %d runs are already done in %s", done, len(benchmark.trials), request.out)
     failed: dict[str, str] = {}
     summary = _write(benchmark, failed)
-    for trial, failure in _attempts(pending, request, failed):
+    for trial, failure in _attempts(pending, benchmark.request, failed):
         if failure:
             failed.setdefault(trial.arm, failure)
             log.error("run %s failed: %s", trial.name, failure)
@@ -77,11 +78,12 @@ def _attempts(
     trials: Sequence[Trial], request: BenchmarkRequest, failed: dict[str, str]
 ) -> Iterator[tuple[Trial, str | None]]:
     """Run the trials, `request.jobs` at a time; gives each with the sentence of its failure, or None."""
-    if request.jobs == 1:
+    jobs = request.jobs or 1
+    if jobs == 1 or not request.isolate:  # one process has one random state
         for trial in trials:
             yield trial, _attempt(trial, request, failed)
         return
-    pool = ThreadPoolExecutor(max_workers=request.jobs)
+    pool = ThreadPoolExecutor(max_workers=jobs)
     try:
         running = {pool.submit(_attempt, trial, request, failed): trial for trial in trials}
         for future in as_completed(running):
@@ -97,7 +99,7 @@ def _attempt(trial: Trial, request: BenchmarkRequest, failed: dict[str, str]) ->
     log.info("run %s: %s, %d iterations", trial.name, trial.trained, trial.config["iterations"])
     write_json(trial.out / "trial.json", trial.to_dict())
     if request.isolate:
-        return _run_in_child(trial)
+        return _run_in_child(trial, max(1, (os.cpu_count() or 1) // (request.jobs or 1)))
     try:
         run_trial(trial)
     except TrainingStoppedError:
@@ -108,9 +110,10 @@ def _attempt(trial: Trial, request: BenchmarkRequest, failed: dict[str, str]) ->
     return None
 
 
-def _run_in_child(trial: Trial) -> str | None:
+def _run_in_child(trial: Trial, threads: int) -> str | None:
     """A process of its own: its peak memory is the run's, and an out-of-memory kill ends one run only."""
-    process = subprocess.Popen([sys.executable, "-m", "medseg.benchmark.trial", str(trial.out)])
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # more threads than cores slow each other tenfold
+    process = subprocess.Popen([sys.executable, "-m", "medseg.benchmark.trial", str(trial.out)], env=environment)
     try:
         code = process.wait()
     except BaseException:

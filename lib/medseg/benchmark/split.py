@@ -1,18 +1,24 @@
 """Which cases a benchmark trains on, with and without their mask, and which it reports on.
 
 Everything goes by patient and by list order or a hash of the patient's id, so the same call gives the same split on
-every machine. Cases of a held-out patient are not learnt from, not even without their mask.
+every machine. Cases of a held-out patient are not learnt from, not even without their mask. Where the cases fall into
+groups (`Method.group_of`: data sets, domains), labels, held-out cases and folds are dealt to the groups in turn, so that
+each of them is learnt from and reported on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Method
 from medseg.training.split import stable_hash
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ def split_cases(
 
     Args:
         cases: all cases in list order.
-        labelled: the first so many training labelled cases keep it; None: all.
+        labelled: the first so many training labelled cases keep it, in turn from every group; None: all.
         held_out: with one fold, how many labelled cases are reported on (a float is a share of them). Whole
-            patients are taken in the order of their hash, after setting aside the patients of the first `labelled`.
+            patients are taken in the order of their hash, in turn from every group, after setting aside the patients of
+            the first `labelled`.
         folds: more than 1: patients that are labelled are dealt out, every fold reports on its own and learns from the
             others.
-        kind: tells which cases are labelled, and hides labels.
+        kind: tells which cases are labelled and what group they are in, and hides labels.
 
     Raises:
         MedsegError: the cases do not suffice; says how many there are.
@@ -49,15 +56,46 @@ def split_cases(
     if labelled is not None and not 1 <= labelled <= len(masked):
         raise MedsegError(f"--labelled {labelled} is outside 1..{len(masked)}, the number of labelled cases")
     if folds == 1:
-        reserved = {case.patient for case in masked[: labelled or 0]}
-        return [_fold(cases, labelled, _held_out_patients(masked, reserved, held_out), kind)]
-    patients = sorted({case.patient for case in masked}, key=stable_hash)
+        reserved = {case.patient for case in first_cases(masked, labelled or 0, kind)}
+        return [_fold(cases, labelled, _held_out_patients(masked, reserved, held_out, kind), kind)]
+    patients = [patient for group in _patients(masked, kind).values() for patient in group]
     if not 1 < folds <= len(patients):
         raise MedsegError(f"{folds} folds are outside 1..{len(patients)}, the number of patients that are labelled")
     return [_fold(cases, labelled, set(patients[fold::folds]), kind) for fold in range(folds)]
 
 
-def _held_out_patients(masked: Sequence[Case], reserved: set[str], held_out: int | float) -> set[str]:
+def _groups(cases: Sequence[Case], kind: type[Method]) -> dict[str, list[Case]]:
+    """Cases by group, both in list order."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(kind.group_of(case), []).append(case)
+    return groups
+
+
+def _patients(cases: Sequence[Case], kind: type[Method]) -> dict[str, list[str]]:
+    """Patients by group in the order of their hash; one of several groups counts in the first."""
+    seen: set[str] = set()
+    found = {}
+    for name, group in _groups(cases, kind).items():
+        found[name] = sorted({case.patient for case in group} - seen, key=stable_hash)
+        seen.update(found[name])
+    return found
+
+
+def _in_turn(groups: Mapping[str, Sequence[Item]]) -> list[Item]:
+    """One of each group, then the next of each group that has one."""
+    rounds = zip_longest(*groups.values(), fillvalue=None)
+    return [item for items in rounds for item in items if item is not None]
+
+
+def first_cases(masked: Sequence[Case], count: int | None, kind: type[Method]) -> list[Case]:
+    """The first so many cases, in turn from every group; None: all."""
+    return _in_turn(_groups(masked, kind))[:count]
+
+
+def _held_out_patients(
+    masked: Sequence[Case], reserved: set[str], held_out: int | float, kind: type[Method]
+) -> set[str]:
     wanted = held_out if isinstance(held_out, int) else max(1, round(held_out * len(masked)))
     free = [case for case in masked if case.patient not in reserved]
     if not 1 <= wanted <= len(free) or (not reserved and wanted == len(masked)):
@@ -66,24 +104,28 @@ def _held_out_patients(masked: Sequence[Case], reserved: set[str], held_out: int
             f"{len(masked) - len(free)} belong to patients that train; lower --labelled or the held-out number, "
             "or add cases with masks"
         )
+    count = {group: 0 for group in _groups(free, kind)}
+    queues = {group: list(patients) for group, patients in _patients(free, kind).items()}
     chosen: set[str] = set()
-    for patient in sorted({case.patient for case in free}, key=stable_hash):
-        if sum(case.patient in chosen for case in free) >= wanted:
-            break
+    while sum(count.values()) < wanted:
+        group = min((g for g in queues if queues[g]), key=lambda g: count[g])  # the first of those with fewest cases
+        patient = queues[group].pop(0)
         chosen.add(patient)
+        for case in (case for case in free if case.patient == patient):
+            count[kind.group_of(case)] += 1
     return chosen
 
 
 def _fold(cases: Sequence[Case], labelled: int | None, held_out: set[str], kind: type[Method]) -> BenchmarkSplit:
     pool = [case for case in cases if case.patient not in held_out]
-    masked = [case.id for case in pool if kind.is_labelled(case)]
+    masked = [case for case in pool if kind.is_labelled(case)]
     if not masked or (labelled or 0) > len(masked):
         raise MedsegError(
             f"--labelled {labelled or 1} is more than the {len(masked)} labelled cases that are left to train on"
         )
-    keep = masked[:labelled]
+    keep = {case.id for case in first_cases(masked, labelled, kind)}
     return BenchmarkSplit(
         training=tuple(case if case.id in keep else kind.hide_label(case) for case in pool),
         held_out=tuple(case for case in cases if case.patient in held_out and kind.is_labelled(case)),
-        labelled=tuple(keep),
+        labelled=tuple(case.id for case in masked if case.id in keep),
     )

@@ -24,6 +24,7 @@ from torch import nn
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.metrics.table import segmentation_metrics
+from medseg.transforms.labels import read_label
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -132,6 +133,8 @@ class Prediction:
         warnings: sentences for the annotator.
         mask: (1, *grid) uint8; None: the most probable class of every voxel.
         markups: points and lines, in world coordinates.
+        labels: those of the method's labels that can occur in this image; None: all.
+        facts: what else is to be told of it, by name (the imaging domain, who chose it, how sure that is).
     """
 
     probabilities: MetaTensor | None
@@ -140,6 +143,8 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     mask: MetaTensor | None = None
     markups: tuple[Markup, ...] = ()
+    labels: dict[str, int] | None = None
+    facts: dict[str, str | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mask is None and self.probabilities is not None:
@@ -238,12 +243,21 @@ class Arm:
 
 @dataclass(frozen=True)
 class ArmGroup:
-    """Arms that are compared on one metric (`medseg bench METHOD --task NAME`, or the group's name in `--arms`)."""
+    """Arms that are compared on one metric (`medseg bench METHOD --task NAME`, or the group's name in `--arms`).
+
+    Attributes:
+        arms: the columns.
+        metric: key of the compared value.
+        higher_is_better: whether a higher value is the better one.
+        unit: of the value.
+        timed: the value is a time or a memory, so runs take turns and have all cores.
+    """
 
     arms: tuple[Arm, ...]
     metric: str
     higher_is_better: bool = True
     unit: str = ""
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,6 +295,7 @@ class Method(ABC):
     Class attributes beside the obvious:
         metric: the key quality figure among the values of `evaluate`.
         markups: predictions carry points or lines; viewers are offered them as a model of their own.
+        merges_instances: masks without names that number instances of one structure are learnt as one label.
     """
 
     name: ClassVar[str]
@@ -291,6 +306,7 @@ class Method(ABC):
     arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
     metric: ClassVar[str] = "dice"
     markups: ClassVar[bool] = False
+    merges_instances: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, labels: Mapping[str, int]) -> None:
         if sorted(labels.values()) != list(range(1, len(labels) + 1)):
@@ -313,6 +329,13 @@ class Method(ABC):
     def hide_label(cls, case: Case) -> Case:
         """The case without what `is_labelled` looks for, as experiments with fewer labels show it to a method."""
         return case.without_label()
+
+    @classmethod
+    def group_of(cls, case: Case) -> str:
+        """What experiments deal cases within, so that every part of a union is learnt and reported. Default: its data
+        set.
+        """
+        return case.dataset
 
     @classmethod
     def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
@@ -399,6 +422,10 @@ class Method(ABC):
     def finish(self, prediction: Prediction, case: Case) -> Prediction:
         """Last step, on the image's own grid: clean the mask, measure. Default: nothing."""
         return prediction
+
+    def read_truth(self, case: Case, image: MetaTensor) -> MetaTensor:
+        """A case's mask (1, *grid) in the numbers of `labels`, on the grid of its image, for `evaluate`."""
+        return read_label(case, image, self.labels, strict=False)
 
     def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Metrics of one case. Default: segmentation metrics of the mask.

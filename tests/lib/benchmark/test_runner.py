@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 
 import numpy as np
 import pytest
 
-from medseg.benchmark import runner
+from medseg.benchmark import plan, runner
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark
 from medseg.errors import MedsegError
 from medseg.files import read_json
+from medseg.methods.base import Arm, ArmGroup
 
 
 def test_summary_is_complete_and_its_means_are_those_of_its_cases(request_for, pictures):
@@ -162,7 +164,10 @@ def test_several_runs_at_a_time_are_all_counted(request_for, pictures, monkeypat
     together = threading.Barrier(2, timeout=20)  # breaks unless two runs are under way at the same time
     one_by_one = threading.Lock()
 
-    def run_here(trial):
+    threads_given = []
+
+    def run_here(trial, threads):
+        threads_given.append(threads)
         together.wait()
         with one_by_one:
             runner.run_trial(trial)
@@ -173,6 +178,13 @@ def test_several_runs_at_a_time_are_all_counted(request_for, pictures, monkeypat
 
     assert summary["complete"]
     assert summary["arms"]["full"]["seeds"] == 2
+    assert set(threads_given) == {max(1, (os.cpu_count() or 1) // 2)}
+
+
+@pytest.mark.parametrize(("timed", "device", "jobs"), [(False, "cpu", 6), (True, "cpu", 1), (False, "cuda:0", 1)])
+def test_runs_share_the_cores_unless_time_is_measured_or_a_gpu_is_used(monkeypatch, timed, device, jobs):
+    monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
+    assert plan._jobs(ArmGroup((Arm("a"),), "dice", timed=timed), device) == jobs
 
 
 def test_process_that_fails_leaves_its_sentence(tmp_path, pictures):

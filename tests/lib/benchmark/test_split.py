@@ -96,3 +96,35 @@ def test_folds_label_the_first_cases_that_are_left():
 def test_what_cannot_be_split_is_named(labelled, held_out, folds, sentence):
     with pytest.raises(MedsegError, match=sentence):
         split_cases(make_cases(8, masks=6), labelled, held_out, folds)
+
+
+def union(*sizes: int) -> list[Case]:
+    """Data sets of so many cases each, one after the other."""
+    return [
+        Case(id=f"{name}{i:02d}", image=Path("x.png"), label=Path("x.png"), dataset=name)
+        for name, size in zip("abc", sizes, strict=False)
+        for i in range(size)
+    ]
+
+
+def count(ids, name: str) -> int:
+    return sum(identifier.startswith(name) for identifier in ids)
+
+
+def test_every_data_set_has_its_share_of_labels_and_held_out_cases():
+    [split] = split_cases(union(20, 6, 10), labelled=7, held_out=6)
+
+    assert split.labelled == ("a00", "a01", "a02", "b00", "b01", "c00", "c01")
+    assert [count((case.id for case in split.held_out), name) for name in "abc"] == [2, 2, 2]
+
+
+def test_folds_are_dealt_within_every_data_set():
+    for split in split_cases(union(6, 3, 9), None, 1, folds=3):
+        assert [count((case.id for case in split.held_out), name) for name in "abc"] == [2, 1, 3]
+
+
+def test_data_set_that_runs_out_leaves_its_turn_to_the_others():
+    [split] = split_cases(union(8, 2), labelled=4, held_out=3)
+
+    assert split.labelled == ("a00", "a01", "b00", "b01")
+    assert count((case.id for case in split.held_out), "a") == 3

@@ -20,7 +20,7 @@ PATIENCE = 240.0
 
 BASE = """
 import json, os, signal, sys, traceback
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import medseg.cli, medseg.training.command, medseg.methods.caml.method, medseg.methods.supervised.method
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)

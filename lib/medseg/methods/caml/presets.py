@@ -64,5 +64,6 @@ ARM_GROUPS = {
         metric="seconds_per_step",
         higher_is_better=False,
         unit="s",
+        timed=True,
     ),
 }
