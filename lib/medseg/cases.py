@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_json
+from medseg.label_maps import read_names
 from medseg.weak import WeakLabels, parse_weak
 from medseg.weak_table import TableRow, read_tables
 
@@ -31,6 +32,7 @@ class Case:
         domain: name of the imaging domain, where it is known.
         patient: cases of one patient never fall on both sides of a split; the case id where nothing is known.
         dataset: name of the folder the case comes from.
+        names: value in the mask -> label name; None: the values are the numbers of the run's labels.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Case:
     domain: str | None = None
     patient: str = ""
     dataset: str = ""
+    names: Mapping[int, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.patient:
@@ -61,6 +64,7 @@ class Case:
             "domain": self.domain,
             "patient": self.patient,
             "dataset": self.dataset,
+            **({"names": {str(value): name for value, name in self.names.items()}} if self.names else {}),
         }
 
     @classmethod
@@ -76,6 +80,7 @@ class Case:
             domain=value.get("domain"),
             patient=value.get("patient") or "",
             dataset=value.get("dataset") or "",
+            names={int(k): str(name) for k, name in value["names"].items()} if value.get("names") else None,
         )
 
 
@@ -201,6 +206,7 @@ def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
         ) from error
     images = _files_by_id(folder / "images" if plain else folder)
     rows = read_tables(folder, images) if plain and images else {}
+    names = read_names(folder) or None
     cases = []
     for identifier, path in images.items():
         info = index.get(identifier, {}).get("image", {}).get("info", {})
@@ -216,6 +222,7 @@ def _folder_cases(folder: Path, pattern: str | None) -> list[Case]:
                 domain=(weak.domain if weak else None) or row.domain,
                 patient=info.get("patient") or row.patient or patient_of(identifier, pattern),
                 dataset=folder.name,
+                names=names,
             )
         )
     return cases

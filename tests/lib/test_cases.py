@@ -32,7 +32,8 @@ def test_plain_folder_pairs_masks_and_regions_by_name(tmp_path: Path) -> None:
 
 def test_studies_folder_reads_weak_labels_and_patients_from_the_index(tmp_path: Path) -> None:
     touch(tmp_path / "x.nii.gz", tmp_path / "y.nii.gz", tmp_path / "labels" / "final" / "y.nii.gz")
-    touch(tmp_path / "labels" / "regions" / "x.nii.gz", tmp_path / ".medseg" / "z.nii.gz", tmp_path / "labels.json")
+    touch(tmp_path / "labels" / "regions" / "x.nii.gz", tmp_path / ".medseg" / "z.nii.gz")
+    (tmp_path / "labels.json").write_text("{}")
     info = {"weak": {"extent": {"1": [10, 20]}, "domain": "T1"}, "patient": "p7"}
     (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": {"x": {"image": {"info": info}}}}))
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from medseg.cases import Case
-from medseg.errors import MedsegError, UnusableInputError
+from medseg.errors import MedsegError
 from medseg.inference.predictor import Predictor
 from medseg.metrics.table import mean_table
-from medseg.transforms.grid import same_grid, to_grid
-from medseg.transforms.io import read_image, read_mask
+from medseg.transforms.io import read_image
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,5 @@ def evaluate_case(predictor: Predictor, case: Case) -> dict[str, float]:
     prediction = predictor.predict(case)
     if case.label is None:
         return predictor.method.evaluate(prediction, case, None)
-    image, truth = read_image(case.image), read_mask(case.label)
-    if truth.ndim != image.ndim:
-        raise UnusableInputError(f"mask of {case.id} has {truth.ndim - 1} axes, its image {image.ndim - 1}")
-    if not same_grid(truth, image):
-        truth = to_grid(truth, image, mode="nearest")
+    truth = predictor.method.read_truth(case, read_image(case.image))
     return predictor.method.evaluate(prediction, case, truth)

@@ -28,8 +28,9 @@ from monai.transforms import (
 from medseg.cases import Case
 from medseg.errors import MedsegError, UnusableInputError
 from medseg.methods.base import Method, MethodConfig, Prediction, Sample
-from medseg.transforms.grid import resize, same_grid, size_at, spacing_of, to_canonical, to_grid
-from medseg.transforms.io import read_image, read_mask
+from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
+from medseg.transforms.io import read_image
+from medseg.transforms.labels import read_label
 
 AUGMENTATIONS = ("none", "flips", "strong")
 
@@ -200,15 +201,7 @@ class PatchMethod(Method):
         return size_at(image, [s / self.config.scale for s in _working_spacing(self.config, image)])
 
     def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
-        assert case.label is not None
-        mask = read_mask(case.label)
-        if mask.ndim != image.ndim:
-            raise UnusableInputError(f"mask of {case.id} has {mask.ndim - 1} axes, its image {image.ndim - 1}")
-        if int(mask.max()) > len(self.labels):
-            raise UnusableInputError(
-                f"mask of {case.id} holds label {int(mask.max())}, but the labels are {self.labels}; remap the mask"
-            )
-        return mask if same_grid(mask, image) else to_grid(mask, image, mode="nearest")
+        return read_label(case, image, self.labels)
 
 
 def normalise(image: MetaTensor) -> MetaTensor:

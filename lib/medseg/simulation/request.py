@@ -11,7 +11,7 @@ from typing import Any
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.methods import method_class
-from medseg.training.labels import find_labels
+from medseg.training.labels import name_labels
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ class SimulationRequest:
             MedsegError: missing folders, or no mask.
         """
         pattern = self.settings.get("patient_pattern")
-        cases = [case for case in load_cases(self.data, pattern) if case.label is not None]
-        return cases, method_class(self.method).fit_labels(find_labels(self.data, cases))
+        kind = method_class(self.method)
+        masked = [case for case in load_cases(self.data, pattern) if case.label is not None]
+        cases, found = name_labels(self.data, masked, kind)
+        return cases, kind.fit_labels(found)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a simulation to be continued; strategies, seeds and rounds may be added."""

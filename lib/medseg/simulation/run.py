@@ -54,7 +54,7 @@ def run_simulation(request: SimulationRequest) -> dict[str, Any]:
     out = Path(request.out)
     with file_lock(out / ".lock", timeout=1.0), _ended_by_sigterm(), _http_timeout():
         _claim(request, roles)
-        truth = write_truth(out / "truth", (*roles.pool, *roles.validation))
+        truth = write_truth(out / "truth", (*roles.pool, *roles.validation), labels)
         setting = Setting(request, roles, truth, labels, device)
         found: dict[tuple[str, int], list[dict[str, Any]]] = {}
         summary: dict[str, Any] = {}

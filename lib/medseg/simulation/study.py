@@ -14,12 +14,18 @@ from medseg.cases import Case, image_suffix
 from medseg.errors import MedsegError
 from medseg.files import write_json
 from medseg.transforms.io import read_mask, write_volume
+from medseg.transforms.labels import renumber
 
 FINAL = Path("labels") / "final"
 
 
-def write_truth(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
+def write_truth(folder: Path, cases: Sequence[Case], labels: Mapping[str, int] | None = None) -> dict[str, Path]:
     """Write the masks as annotators save them: label values 1..N, 8 bits, NIfTI for volumes and PNG for pictures.
+
+    Args:
+        folder: where the masks go.
+        cases: with masks.
+        labels: label name -> number, in which the masks are written; None: in their own.
 
     Returns:
         Case id -> mask file. Files that are there already are kept.
@@ -30,7 +36,7 @@ def write_truth(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
         known = [folder / f"{case.id}{suffix}" for suffix in (".png", ".nii.gz")]
         path = next((path for path in known if path.exists()), None)
         if path is None:
-            mask = read_mask(case.label)
+            mask = read_mask(case.label) if labels is None else renumber(read_mask(case.label), case, labels)
             if int(mask.max()) > 255:
                 raise MedsegError(f"mask of case {case.id} holds label {int(mask.max())}; at most 255 can be simulated")
             path = folder / f"{case.id}{'.png' if mask.ndim == 3 else '.nii.gz'}"

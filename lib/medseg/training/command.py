@@ -14,7 +14,7 @@ from medseg.files import read_json, write_json
 from medseg.methods import method_class
 from medseg.methods.base import MethodConfig
 from medseg.training.device import pick_device
-from medseg.training.labels import find_labels
+from medseg.training.labels import name_labels
 from medseg.training.run import TrainingJob, train
 from medseg.training.run_folder import RunFolder
 from medseg.training.settings import build_config
@@ -64,7 +64,8 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
         )
     preset = request.preset or ("paper" if pick_device(request.device).type == "cuda" else "cpu")
     config = build_config(request.method, preset, request.config, request.typed)
-    cases = load_cases(request.data, config.patient_pattern)
+    kind = method_class(request.method)
+    cases, found = name_labels(request.data, load_cases(request.data, config.patient_pattern), kind)
     split = _split(request, config, cases)
     if not split.training:
         raise MedsegError(f"no training case is left of {len(cases)}; lower validation_fraction or add cases")
@@ -74,7 +75,7 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
         TrainingJob(
             method=request.method,
             config=config,
-            labels=method_class(request.method).fit_labels(find_labels(request.data, cases)),
+            labels=kind.fit_labels(found),
             training=split.training,
             validation=split.validation,
             out=request.out,
