@@ -36,7 +36,7 @@ def test_info_names_tasks_and_labels_before_there_is_a_model(untrained: dict[str
 def test_infer_and_scoring_without_a_model_say_what_to_do(untrained: dict[str, Any]) -> None:
     for reply in (untrained["infer"], untrained["scoring"]):
         assert reply.status_code == 409
-        assert "label at least 2 images, then train" in reply.json()["detail"]
+        assert "3 images are labelled; train it" in reply.json()["detail"]
 
 
 def test_next_sample_without_a_model_still_gives_an_image(untrained: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
 from medseg.server.tasks.infer import MarkupInfer, MedsegInfer
+from medseg.server.tasks.next_step import next_step
 from medseg.server.tasks.scoring import MedsegScoring
 from medseg.server.tasks.strategy import MedsegStrategy, make_strategies
 from medseg.server.tasks.study import Study, fixed_labels
@@ -129,6 +130,7 @@ class MedsegApp(MONAILabelApp):
                 "version": champion.number if champion else None,
                 "quality": champion.metrics.get("quality") if champion else None,
                 "note": champion.note if champion else None,
+                "next_step": None if champion else next_step(self.study, name),
                 "scored": sum(1 for s in scores if champion and s.version == champion.number and s.value is not None),
             }
         running = [job for job in JOBS if processes(job)]

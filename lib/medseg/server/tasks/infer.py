@@ -26,6 +26,7 @@ from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
 from medseg.methods.base import Prediction
 from medseg.server.tasks.device import device_choices, resolve_device
+from medseg.server.tasks.next_step import next_step
 from medseg.server.tasks.study import Study
 from medseg.training.registry import Version
 from medseg.transforms.io import PICTURES, write_volume
@@ -71,9 +72,7 @@ class ChampionCache:
         """
         champion = self.champion()
         if champion is None:
-            labelled = len(self.study.labelled())
-            have = f"{labelled} image{'s' if labelled != 1 else ''} labelled so far"
-            raise ConflictError(f"{self.method} has no model yet ({have}): label at least 2 images, then train it")
+            raise ConflictError(f"{self.method} has no model yet: {next_step(self.study, self.method)}")
         return champion
 
     def get(self, device: str) -> Loaded:

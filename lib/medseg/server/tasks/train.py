@@ -17,9 +17,10 @@ from medseg.cases import Case, save_cases
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods import method_class
-from medseg.methods.base import MethodConfig, Supervision
+from medseg.methods.base import MethodConfig
 from medseg.server.tasks.device import device_choices, resolve_device
 from medseg.server.tasks.distributed import train_distributed
+from medseg.server.tasks.next_step import needs_masks
 from medseg.server.tasks.study import Study
 from medseg.server.tasks.train_runs import OpenRun, TrainRuns, fingerprint
 from medseg.training.gate import gate
@@ -90,8 +91,7 @@ class MedsegTrain(TrainTask):
             raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
-        learns_from = method_class(self.method).supervision
-        if learns_from <= {Supervision.MASKS, Supervision.UNLABELLED} and not self.study.labelled():
+        if needs_masks(self.method) and not self.study.labelled():
             raise ConflictError(
                 "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
             )

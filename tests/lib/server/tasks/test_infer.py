@@ -23,7 +23,7 @@ def test_before_a_model_exists_the_answer_says_what_to_do(make_app: Any) -> None
     app = make_app()
 
     assert app.info()["models"] == {}
-    with pytest.raises(ConflictError, match=r"3 images labelled so far\): label at least 2 images, then train"):
+    with pytest.raises(ConflictError, match=r"supervised has no model yet: 3 images are labelled; train it"):
         infer(app)
 
 

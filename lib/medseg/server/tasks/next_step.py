@@ -1,0 +1,46 @@
+"""What has to happen before a method has its first model: said to whoever asks it for a prediction, and on the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medseg.methods import method_class
+from medseg.methods.base import Supervision
+from medseg.server.tasks.study import Study
+from medseg.server.tasks.train_runs import TrainRuns
+from medseg.training.progress import duration
+
+
+def needs_masks(method: str) -> bool:
+    """Whether a method can learn from nothing but masks (and unlabelled images beside them)."""
+    return method_class(method).supervision <= {Supervision.MASKS, Supervision.UNLABELLED}
+
+
+def next_step(study: Study, method: str) -> str:
+    """The next step towards a first model, as a clause: `4 images are labelled; train it`."""
+    after_training = _of_last_training(TrainRuns(study.folder / method).stats())
+    if after_training:
+        return after_training
+    labelled = len(study.labelled())
+    if needs_masks(method) and labelled == 0:
+        return "no image is labelled; label at least 2 images (1 to learn from, 1 to validate), then train it"
+    if needs_masks(method) and labelled == 1:
+        return "1 image is labelled; label 1 more, so that one can validate, then train it"
+    return f"{labelled} image{'s are' if labelled != 1 else ' is'} labelled; train it"
+
+
+def _of_last_training(stats: dict[str, Any]) -> str:
+    """What the last training, as `TrainRuns.stats` tells it, leaves to do; empty before the first one."""
+    state = stats.get("state")
+    at = f" at iteration {stats['iteration']} of {stats['iterations']}" if stats.get("iterations") else ""
+    if state == "running":
+        left = f", {duration(stats['eta_seconds'])} left" if stats.get("eta_seconds") else ""
+        return f"its first training is running{at}{left}; wait for it"
+    if state == "stopped":
+        return f"its training was stopped{at}; train it again, which continues there"
+    if state == "failed":
+        return f"its training failed ({str(stats['error']).rstrip('.')}); mend that, then train it again"
+    if state == "done":
+        reason = (stats.get("decision") or {}).get("reason") or "the candidate was not published"
+        return f"its training ended without one ({reason.rstrip('.')}); train it again"
+    return ""
