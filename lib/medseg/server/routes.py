@@ -13,6 +13,7 @@ from monailabel.utils.async_tasks.utils import tasks
 from pydantic import BaseModel
 
 from medseg.errors import MedsegError, NotFoundError
+from medseg.server.job_lines import last_sentence
 from medseg.server.status_page import render_status
 from medseg.training.registry import Version
 
@@ -148,8 +149,7 @@ def describe(version: Version) -> dict[str, Any]:
 
 def _job(task: dict[str, Any]) -> dict[str, Any]:
     shown = {key: task.get(key) for key in ("id", "status", "start_ts", "end_ts")}
-    details = list(task.get("details") or [])
-    return {**shown, "last_line": details[-1] if details else ""}
+    return {**shown, "last_line": last_sentence(list(task.get("details") or []))}
 
 
 def _local(app: Any) -> Any:
