@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
+
+from medseg.training.progress import duration
 
 WIDTH, HEIGHT, MARGIN = 420, 150, 30
 
@@ -16,6 +19,7 @@ WIDTH, HEIGHT, MARGIN = 420, 150, 30
 def _template() -> Template:
     folder = Path(__file__).parent / "templates"
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(duration=duration, when=when)
     return environment.get_template("status.html")
 
 
@@ -23,6 +27,11 @@ def render_status(state: Mapping[str, Any]) -> str:
     """HTML of `medseg.server.routes.state`."""
     curves = {name: curve_points(points) for name, points in state["curve"].items()}
     return _template().render(state=state, curves=curves, width=WIDTH, height=HEIGHT, margin=MARGIN)
+
+
+def when(stamp: str | None) -> str:
+    """Day and minute of an ISO time, on the server's clock; empty for None."""
+    return f"{datetime.fromisoformat(stamp).astimezone():%Y-%m-%d %H:%M}" if stamp else ""
 
 
 def curve_points(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

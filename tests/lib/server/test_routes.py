@@ -21,7 +21,6 @@ from medseg.errors import UnusableInputError
 from medseg.phantoms.study import StudyOptions, write_study
 from medseg.server.app import MedsegApp
 from medseg.server.install import install
-from medseg.server.status_page import HEIGHT, MARGIN, WIDTH, curve_points
 
 CONF = {
     "models": "supervised",
@@ -184,16 +183,3 @@ def test_history_of_a_label(client: TestClient, trained: MedsegApp, tmp_path: Pa
     restored = client.post("/medseg/restore", json={"image": "organ_000", "version": 1})
     assert restored.json()["restored_from"] == 1
     assert client.get("/medseg/history?image=../x").status_code == 400
-
-
-def test_curve_points_lie_inside_the_picture() -> None:
-    points = curve_points(
-        [
-            {"labelled": 4, "quality": 0.0, "published": True},
-            {"labelled": 8, "quality": 1.0, "published": False},
-            {"labelled": 8, "quality": None, "published": True},
-        ]
-    )
-
-    assert [(p["x"], p["y"]) for p in points] == [(WIDTH / 2, HEIGHT - MARGIN), (WIDTH - MARGIN, MARGIN)]
-    assert curve_points([]) == []
