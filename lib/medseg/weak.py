@@ -20,6 +20,7 @@ class WeakLabels(BaseModel):
 
     Attributes:
         extent: share of a region that is lesion, by region id or name: a percentage in [0, 100] or [low, high].
+        scores: ordinal score 0..5 of a region, by region id or name; the method's table makes intervals of them.
         angles: named angles in degrees.
         landmarks: named points, in voxel or pixel indices of the image (x, y[, z]) or mm, see `landmark_unit`.
         domain: name of the imaging domain (scanner, joint, sequence).
@@ -30,6 +31,7 @@ class WeakLabels(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     extent: dict[str, Extent] = Field(default_factory=dict)
+    scores: dict[str, int] = Field(default_factory=dict)
     angles: dict[str, float] = Field(default_factory=dict)
     landmarks: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     landmark_unit: str = "px"
@@ -45,6 +47,14 @@ class WeakLabels(BaseModel):
             if not 0 <= low <= high <= 100:
                 raise ValueError(f"extent of region {region} is {value}; give a percentage in 0..100 or [low, high]")
         return extent
+
+    @field_validator("scores")
+    @classmethod
+    def _check_scores(cls, scores: dict[str, int]) -> dict[str, int]:
+        for region, value in scores.items():
+            if not 0 <= value <= 5:
+                raise ValueError(f"score of region {region} is {value}; give a whole number in 0..5")
+        return scores
 
     @field_validator("angles")
     @classmethod

@@ -9,7 +9,7 @@ import csv
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ TABLES = ("labels.csv", "landmarks.csv")
 IMAGE_COLUMNS = ("image", "image_id", "filename", "file", "id")
 PATIENT_COLUMNS = ("patient", "patient_id", "case")
 WAY_OUT = (
-    "a table of images has a column image, and angle_NAME (degrees), extent_REGION (per cent), x0 and y0 or "
-    "landmark_NAME_x and landmark_NAME_y (pixels), patient, case or domain; rename the file if it is none"
+    "a table of images has a column image, and angle_NAME (degrees), extent_REGION (per cent), score_REGION (0-5), "
+    "x0 and y0 or landmark_NAME_x and landmark_NAME_y (pixels), patient, case or domain; rename the file if it is none"
 )
 
 _POINT = re.compile(r"(?P<axis>[xyz])(?P<number>\d+)|landmark_(?P<name>.+)_(?P<named_axis>[xyz])", re.IGNORECASE)
@@ -39,20 +39,28 @@ class TableRow:
         where: file and line, for errors.
         patient: empty where nothing is said.
         domain: None where nothing is said; nothing is guessed.
-        labels: `extent`, `angles` (deg) and `landmarks` (px) by name, in the order of the columns.
+        labels: `extent` (per cent), `scores` (0-5), `angles` (deg) and `landmarks` (px) by name, in the order of the
+            columns.
+        source: where the labels come from, for example "reader"; "table" where nothing is said.
+        by: who made them.
     """
 
     where: str
     patient: str = ""
     domain: str | None = None
-    labels: dict[str, dict[str, Any]] = field(default_factory=lambda: {"extent": {}, "angles": {}, "landmarks": {}})
+    labels: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"extent": {}, "scores": {}, "angles": {}, "landmarks": {}}
+    )
+    source: str = ""
+    by: str = ""
 
     @property
     def weak(self) -> WeakLabels | None:
         """The row as weak labels, `source` "table"; None for a row without any."""
         if not self.domain and not any(self.labels.values()):
             return None
-        return parse_weak({**self.labels, "domain": self.domain, "source": "table"}, self.where)
+        about = {"domain": self.domain, "source": self.source or "table", "by": self.by or None}
+        return parse_weak({**self.labels, **about}, self.where)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class _Columns:
     """Positions of the columns that are read.
 
     Attributes:
-        values: column by (kind, name) for `extent` and `angles`.
+        values: column by (kind, name) for `extent`, `scores` and `angles`.
         points: columns of x, y[, z] by landmark name.
     """
 
@@ -68,6 +76,8 @@ class _Columns:
     image: int
     patient: int | None
     domain: int | None
+    source: int | None
+    by: int | None
     values: dict[tuple[str, str], int]
     points: dict[str, list[int]]
 
@@ -152,10 +162,13 @@ def _columns(where: str, names: list[str]) -> _Columns:
         if taken != index:
             raise UnusableInputError(f"{place} names the same label as {names[taken]!r}; remove one of them")
     points = {name: _point_columns(where, names, found) for name, found in axes.items()}
-    columns = _Columns(names, image, _first(lower, PATIENT_COLUMNS), _first(lower, ("domain",)), values, points)
+    patient, domain, source, by = (
+        _first(lower, known) for known in (PATIENT_COLUMNS, ("domain",), ("source",), ("by",))
+    )
+    columns = _Columns(names, image, patient, domain, source, by, values, points)
     if columns.patient is None and columns.domain is None and not values and not points:
         raise UnusableInputError(f"{where}: no column but {names[image]!r} is known; {WAY_OUT}")
-    used = {names[index] for index in (image, columns.patient, columns.domain) if index is not None}
+    used = {names[index] for index in (image, patient, domain, source, by) if index is not None}
     if others := [name for name in unread if name not in used]:
         logger.info("%s: columns that are not read: %s", where, ", ".join(others))
     return columns
@@ -166,7 +179,7 @@ def _first(names: list[str], wanted: tuple[str, ...]) -> int | None:
 
 
 def _value_key(where: str, column: str) -> tuple[str, str] | None:
-    """Kind and name of an angle or an extent: `angle_1_deg` is `angle_1`, `extent_left lung` is the region `left lung`.
+    """Kind and name: `angle_1_deg` is `angle_1`, `extent_left lung` and `score_left lung` the region `left lung`.
 
     Angles keep the word: the numbers of `angle_1`, `angle_2`, ... say their order, and alone they would name nothing.
     """
@@ -175,6 +188,8 @@ def _value_key(where: str, column: str) -> tuple[str, str] | None:
         return "angles", column[: -len("_deg")] if lower.endswith("_deg") else column
     if lower.startswith("extent_") and lower != "extent_":
         return "extent", column[len("extent_") :]
+    if lower.startswith("score_") and lower != "score_":
+        return "scores", column[len("score_") :]
     if lower.startswith(("angle", "extent", "landmark")):  # a near miss must not be left out in silence
         raise UnusableInputError(f"{where} is not understood; {WAY_OUT}")
     return None
@@ -189,12 +204,13 @@ def _point_columns(where: str, names: list[str], found: dict[str, int]) -> list[
 
 
 def _row(where: str, cells: list[str], columns: _Columns) -> TableRow:
-    patient, domain = (cells[index] if index is not None else "" for index in (columns.patient, columns.domain))
-    row = TableRow(where, patient, domain or None)
+    about = (columns.patient, columns.domain, columns.source, columns.by)
+    patient, domain, source, by = (cells[index] if index is not None else "" for index in about)
+    row = TableRow(where, patient, domain or None, source=source, by=by)
     for (kind, name), index in columns.values.items():
         if cells[index]:
             place = f"{where}, column {columns.names[index]!r}"
-            value = _extent(cells[index], place) if kind == "extent" else _number(cells[index], place)
+            value = _READERS[kind](cells[index], place)
             parse_weak({kind: {name: value}}, place)
             row.labels[kind][name] = value
     for name, indices in columns.points.items():
@@ -214,6 +230,13 @@ def _extent(cell: str, where: str) -> float | tuple[float, float]:
     return (_number(bounds[1], where), _number(bounds[2], where)) if bounds else _number(cell, where)
 
 
+def _score(cell: str, where: str) -> int:
+    value = _number(cell, where)
+    if value != int(value):
+        raise UnusableInputError(f"{where}: {cell!r} is no score; give a whole number in 0..5")
+    return int(value)
+
+
 def _number(cell: str, where: str) -> float:
     try:
         value = float(cell)
@@ -222,6 +245,9 @@ def _number(cell: str, where: str) -> float:
     if not math.isfinite(value) or "_" in cell:  # Python reads 1_000 as a number, spreadsheets do not
         raise UnusableInputError(f"{where}: {cell!r} is no number; write it as 12.5, and leave empty what is not known")
     return value
+
+
+_READERS: Mapping[str, Callable[[str, str], Any]] = {"extent": _extent, "scores": _score, "angles": _number}
 
 
 def _join(one: TableRow, two: TableRow) -> TableRow:
@@ -233,4 +259,5 @@ def _join(one: TableRow, two: TableRow) -> TableRow:
         if both := [name for name in two.labels[kind] if name in names]:
             raise UnusableInputError(f"{two.where}: {kind} {both[0]!r} is in {one.where} as well; keep one of them")
     labels = {kind: {**one.labels[kind], **two.labels[kind]} for kind in one.labels}
-    return TableRow(one.where, one.patient or two.patient, one.domain or two.domain, labels)
+    source, by = one.source or two.source, one.by or two.by
+    return TableRow(one.where, one.patient or two.patient, one.domain or two.domain, labels, source, by)
