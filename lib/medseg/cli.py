@@ -168,11 +168,17 @@ def evaluate(
         if seen := sorted(ours & set(metrics.get(key, []))):
             typer.secho(f"warning: the model {what} of {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
     with tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty()) as bar:
-        result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1))
+        result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1), go_on=True)
     _show_table(result.cases, result.mean)
     typer.echo(f"missed structures: {result.missed}")
     if json:
         write_json(json, result.to_dict())
+    for identifier, reason in result.skipped.items():
+        typer.secho(f"left out: {identifier}, {reason}", err=True)
+    if result.skipped:
+        raise MedsegError(
+            f"{len(result.skipped)} of {len(cases)} cases could not be evaluated; the means leave them out"
+        )
 
 
 @app.command()
@@ -376,7 +382,9 @@ def _preset_for(device: str | None) -> str:
 
 
 def _show_table(cases: dict[str, dict[str, float]], mean: dict[str, float]) -> None:
-    keys = [key for key in ("dice", "jaccard", "hd95_mm", "asd_mm") if key in mean] or list(mean)[:6]
+    keys = [key for key in ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_px", "asd_px") if key in mean] or list(mean)[
+        :6
+    ]
     width = max(8, *(len(identifier) for identifier in cases))
     typer.echo("  ".join([" " * width, *(f"{key:>10}" for key in keys)]))
     for identifier, metrics in [*cases.items(), ("mean", mean)]:

@@ -116,7 +116,7 @@ def test_pictures_are_learnt_from_end_to_end(medseg: Medseg, model: Path, data: 
     assert result.code == 0
     table = read_json(tmp_path / "e.json")
     labelled = [case for case in load_cases(data) if case.label]
-    assert {"cases", "mean", "missed"} <= set(table) <= {"cases", "mean", "missed", "quality"}
+    assert {"cases", "mean", "missed"} <= set(table) <= {"cases", "mean", "missed", "quality", "skipped"}
     assert set(table["cases"]) == {case.id for case in labelled}
     dices = [metrics["dice"] for metrics in table["cases"].values()]
     assert table["mean"]["dice"] == pytest.approx(sum(dices) / len(dices))

@@ -21,7 +21,7 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 def predict_images(
     model: Path, images: Sequence[Path], out: Path, device: str, *, uncertainty: bool = False, overlay: bool = False
 ) -> Iterator[str]:
-    """Predict images one by one; yields a line for each.
+    """Predict images one by one; yields a line for each. A damaged one does not keep the others from being predicted.
 
     Writes `<id><suffix>` (the image's format where it can hold a mask, else .nii.gz or .png) and `<id>.json`, where the
     method finds points or lines `<id>.mrk.json` for 3D Slicer, on request `<id>_uncertainty<suffix>` and
@@ -29,25 +29,42 @@ def predict_images(
 
     Raises:
         NotFoundError: an image does not exist; checked before the first is predicted.
-        MedsegError: two images would write the same file, or a mask would replace its image.
+        MedsegError: two images would write the same file, or a mask would replace its image; or, after the last image,
+            some could not be predicted.
     """
     files = _files(images)
     replaced = next((f for f in files if _target(_case(f), Path(out)).resolve() == f.resolve()), None)
     if replaced is not None:
         raise MedsegError(f"the mask of {replaced} would replace the image itself; choose another --out")
     predictor = Predictor.from_folder(model, device)
+    failed: dict[Path, MedsegError] = {}
     for path in files:
-        case = _case(path)
-        prediction = predictor.predict(case)
-        target = _write(prediction, case, predictor, out)
-        if prediction.markups:
-            write_json(out / f"{case.id}.mrk.json", markups_json(prediction.markups))
-        if uncertainty and prediction.uncertainty is not None:
-            suffix = image_suffix(target) if image_suffix(target) in WRITABLE else ".nii.gz"
-            write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)
-        if overlay and prediction.mask is not None:
-            _write_overlay(prediction, case, predictor, out / f"{case.id}_overlay.png")
+        try:
+            target = _predict(_case(path), predictor, out, uncertainty, overlay)
+        except MedsegError as error:
+            failed[path] = error
+            if len(files) == 1:
+                raise
+            yield f"{path.name}: no prediction, {error}"
+            continue
         yield f"{path.name} -> {target}"
+    if failed:
+        path, reason = next(iter(failed.items()))
+        raise MedsegError(f"{len(failed)} of {len(files)} images have no prediction; the first, {path.name}: {reason}")
+
+
+def _predict(case: Case, predictor: Predictor, out: Path, uncertainty: bool, overlay: bool) -> Path:
+    """Predict one image and write its files; the path of the mask, or of the measurements where there is no mask."""
+    prediction = predictor.predict(case)
+    target = _write(prediction, case, predictor, out)
+    if prediction.markups:
+        write_json(out / f"{case.id}.mrk.json", markups_json(prediction.markups))
+    if uncertainty and prediction.uncertainty is not None:
+        suffix = image_suffix(target) if image_suffix(target) in WRITABLE else ".nii.gz"
+        write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)
+    if overlay and prediction.mask is not None:
+        _write_overlay(prediction, case, predictor, out / f"{case.id}_overlay.png")
+    return target
 
 
 def _files(images: Sequence[Path]) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.cases import Case
@@ -16,45 +16,72 @@ from medseg.transforms.io import read_image
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of each case, their mean over cases, the mean key quality in [0, 1], and the structures missed."""
+    """Metrics of each case, their means, and what is missing.
+
+    Attributes:
+        cases: case id -> metric -> value.
+        mean: means over cases.
+        quality: mean key quality figure, in [0, 1].
+        missed: structures of which nothing was predicted.
+        skipped: case id -> why it could not be evaluated.
+    """
 
     cases: dict[str, dict[str, float]]
     mean: dict[str, float]
     quality: float
     missed: int
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `cases`, `mean` and `missed` are the contract of `medseg evaluate`."""
-        return {"cases": self.cases, "mean": self.mean, "quality": self.quality, "missed": self.missed}
+        skipped = [{"case": case, "reason": reason} for case, reason in self.skipped.items()]
+        return {
+            "cases": self.cases,
+            "mean": self.mean,
+            "quality": self.quality,
+            "missed": self.missed,
+            "skipped": skipped,
+        }
 
 
 def evaluate(
-    predictor: Predictor, cases: Sequence[Case], progress: Callable[[Case, dict[str, float]], object] | None = None
+    predictor: Predictor,
+    cases: Sequence[Case],
+    progress: Callable[[Case, dict[str, float]], object] | None = None,
+    *,
+    go_on: bool = False,
 ) -> Evaluation:
     """Predict and measure every case that is labelled.
 
     Args:
         predictor: the model.
         cases: those that are not labelled, by `Method.is_labelled`, are left out.
-        progress: called after each case.
+        progress: called after each case, with {} after one that is left out.
+        go_on: leave out a case whose files cannot be used, with the reason, instead of ending.
 
     Raises:
-        MedsegError: no case is labelled.
+        MedsegError: no case is labelled, none can be used, or (without `go_on`) one cannot.
     """
     known = [case for case in cases if predictor.method.is_labelled(case)]
     if not known:
         raise MedsegError(f"none of the {len(cases)} cases has a label to compare with; add masks under labels/")
-    table = {}
+    table, skipped = {}, {}
     for case in known:
-        table[case.id] = evaluate_case(predictor, case)
+        try:
+            table[case.id] = evaluate_case(predictor, case)
+        except MedsegError as error:
+            skipped[case.id] = str(error)
+            if not go_on or len(skipped) == len(known):
+                raise
         if progress:
-            progress(case, table[case.id])
+            progress(case, table.get(case.id, {}))
     qualities = [predictor.method.quality(metrics) for metrics in table.values()]
     return Evaluation(
         cases=table,
         mean=mean_table(table),
         quality=math.fsum(qualities) / len(qualities),
         missed=int(sum(metrics.get("missed", 0) for metrics in table.values())),
+        skipped=skipped,
     )
 
 

@@ -74,3 +74,16 @@ def test_missing_and_equal_names_are_told_before_anything_is_written(tmp_path: P
     with pytest.raises(NotFoundError, match=r"y\.png does not exist"):
         list(predict_images(model, [images[0], tmp_path / "y.png"], tmp_path / "out", "cpu"))
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_image_is_named_at_the_end_and_stops_no_other(tmp_path: Path, model: Path) -> None:
+    images = [picture(tmp_path / "in" / name) for name in ("a.png", "b.png", "c.png")]
+    images[1].write_bytes(b"nothing")
+    lines = predict_images(model, images, tmp_path / "out", "cpu")
+
+    assert [next(lines).partition(" ")[0] for _ in images] == ["a.png", "b.png:", "c.png"]
+    with pytest.raises(MedsegError, match=r"1 of 3 images have no prediction; the first, b\.png: .*damaged"):
+        next(lines)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "a.png", "c.json", "c.png"]
+    with pytest.raises(MedsegError, match=r"^b\.png cannot be read"):
+        list(predict_images(model, images[1:2], tmp_path / "out", "cpu"))

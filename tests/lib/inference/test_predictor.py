@@ -192,7 +192,25 @@ def test_evaluation_reports_each_case_and_counts_missed_structures(tmp_path: Pat
     assert seen == ["straight 0", "dark 1"]
     assert (result.cases["dark"]["dice"], result.missed) == (0.0, 1)
     assert result.mean["dice"] == pytest.approx(result.cases["straight"]["dice"] / 2)
-    assert set(result.to_dict()) == {"cases", "mean", "quality", "missed"}
+    assert set(result.to_dict()) == {"cases", "mean", "quality", "missed", "skipped"}
+    assert result.skipped == {}
+
+
+def test_damaged_case_stops_an_evaluation_only_if_it_may(tmp_path: Path) -> None:
+    good, bad = write_case(tmp_path, "straight"), write_case(tmp_path, "flipped")
+    bad.image.write_bytes(b"nothing")
+    predictor = predictor_for(good)
+
+    result = evaluate(predictor, [bad, good], go_on=True)
+
+    assert list(result.cases) == ["straight"]
+    assert result.mean["dice"] == result.cases["straight"]["dice"]
+    (skipped,) = result.to_dict()["skipped"]
+    assert skipped["case"] == "flipped"
+    assert "cannot be read" in skipped["reason"]
+    for cases, go_on in (([bad, good], False), ([bad], True)):  # a table of nothing is no result
+        with pytest.raises(UnusableInputError, match="cannot be read"):
+            evaluate(predictor, cases, go_on=go_on)
 
 
 def test_evaluation_says_what_it_cannot_compare(tmp_path: Path) -> None:
