@@ -332,10 +332,11 @@ class MedsegDatastore(LocalDatastore):
         self, image_id: str, tag: str, file: Path, info: Mapping[str, Any], staging: Path
     ) -> tuple[Path, dict[str, Any]]:
         """Check a mask; the file to store, and what there is to say of it."""
-        check_label_suffix(file, MASK_SUFFIXES)
+        given = staging / f"{image_id}.label{check_label_suffix(file, MASK_SUFFIXES)}"
+        given.symlink_to(file.absolute())  # complaints then name the image, and not the server's temporary file
         image = Path(self.get_image_uri(image_id))
         names = None if tag == REGIONS else self._names
-        checked = check_label(file, image, info, names, None if tag == ORIGINAL else self._usual_labels())
+        checked = check_label(given, image, info, names, None if tag == ORIGINAL else self._usual_labels())
         path = write_volume(staging / f"label{label_suffix_for(image)}", checked.mask)
         facts: dict[str, Any] = {"remarks": list(checked.remarks), "voxels": checked.voxels}
         if names is not None:

@@ -94,6 +94,18 @@ def test_a_refused_label_changes_nothing(store: MedsegDatastore, study: Path, la
     assert _snapshot(study) == before
 
 
+def test_complaints_name_the_image_and_not_the_temporary_file(
+    store: MedsegDatastore, tmp_path: Path, write_nifti: Any
+) -> None:
+    half = write_nifti(tmp_path / "tmp0x1y2z.nii.gz", _mask(1) * np.float32(0.5))
+    (tmp_path / "tmp3x4y5z.nii.gz").write_bytes(b"nothing")
+
+    with pytest.raises(UnusableInputError, match=r"^label a\.label\.nii\.gz holds fractional values such as 0\.5"):
+        store.save_label("a", str(half), "final", {})
+    with pytest.raises(UnusableInputError, match=r"^a\.label\.nii\.gz cannot be read"):
+        store.save_label("a", str(tmp_path / "tmp3x4y5z.nii.gz"), "final", {})
+
+
 def test_remarks_reach_the_caller(store: MedsegDatastore, tmp_path: Path, write_nifti: Any) -> None:
     store.save_label("a", str(write_nifti(tmp_path / "e.nii.gz", _mask(0))), "final_ben", {"client_id": "ben"})
     assert "empty" in store.saved_remarks("a")[0]
