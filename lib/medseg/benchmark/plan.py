@@ -52,6 +52,7 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     cases, found = name_labels(request.data, load_cases(request.data, common.patient_pattern), kind)
     folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1, kind)
     labels, device = kind.fit_labels(found), str(pick_device(request.device))
+    request = replace(request, jobs=request.jobs or _jobs(group, device))
     trials = [
         _trial(request, group_name, arm, arm_config(kind, arm, request, seed), (labels, device, fold, folds))
         for seed in range(common.seed, common.seed + (request.seeds or 1))

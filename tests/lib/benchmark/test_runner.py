@@ -187,6 +187,12 @@ def test_runs_share_the_cores_unless_time_is_measured_or_a_gpu_is_used(monkeypat
     assert plan._jobs(ArmGroup((Arm("a"),), "dice", timed=timed), device) == jobs
 
 
+def test_a_benchmark_on_a_cpu_is_planned_for_all_cores(monkeypatch, request_for, pictures):
+    monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
+    assert plan.plan_benchmark(request_for(pictures)).request.jobs == 6
+    assert plan.plan_benchmark(request_for(pictures, jobs=2)).request.jobs == 2
+
+
 def test_process_that_fails_leaves_its_sentence(tmp_path, pictures):
     broken = tmp_path / "broken"
     for part in ("images", "labels"):
