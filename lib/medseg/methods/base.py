@@ -21,9 +21,10 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from medseg.cases import Case
+from medseg.cases import Case, image_suffix
 from medseg.errors import MedsegError
 from medseg.metrics.table import segmentation_metrics
+from medseg.transforms.io import PICTURES
 from medseg.transforms.labels import read_label
 
 if TYPE_CHECKING:
@@ -161,12 +162,14 @@ class Score:
         why: one phrase for the annotator, with the number ("branches disagree, 0.41").
         parts: the numbers the value is made of.
         features: an embedding of the image for diversity; empty where the method has none.
+        group: values are comparable within it (an imaging domain); empty: among all images.
     """
 
     value: float
     why: str
     parts: dict[str, float] = field(default_factory=dict)
     features: tuple[float, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -437,7 +440,8 @@ class Method(ABC):
         """
         assert prediction.mask is not None
         assert truth is not None  # `is_labelled` asks for a mask
-        spacing = tuple(float(s) for s in truth.pixdim)
+        picture = (image_suffix(case.image) or "").lower() in PICTURES
+        spacing = None if picture else tuple(float(s) for s in truth.pixdim)
         return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), self.labels, spacing)
 
     def quality(self, metrics: Mapping[str, float]) -> float:

@@ -153,6 +153,7 @@ def test_default_evaluation_measures_in_mm_and_quality_is_the_metric() -> None:
     assert metrics["dice"] == pytest.approx(2 * 12 / (12 + 16))
     assert metrics["hd95_mm"] == pytest.approx(5 * metrics["hd95_voxel"])
     assert method.quality(metrics) == metrics["dice"]
+    assert {"hd95_px", "asd_px"} <= set(method.evaluate(prediction, Case("a", Path("a.PNG")), MetaTensor(truth)))
 
 
 @pytest.mark.parametrize("name", METHODS)

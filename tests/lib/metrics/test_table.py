@@ -123,3 +123,18 @@ def test_mean_skips_cases_without_the_metric():
 @pytest.mark.parametrize(("metric", "higher"), [("dice", True), ("jaccard_left", True), ("hd95_mm", False)])
 def test_direction_of_metrics(metric, higher):
     assert higher_is_better(metric) is higher
+
+
+def test_pictures_have_pixels_and_no_mm() -> None:
+    truth = np.zeros((12, 12), np.uint8)
+    truth[2:6, 2:6] = 1
+    pred = np.roll(truth, 2, axis=0)
+
+    metrics = segmentation_metrics(pred, truth, {"organ": 1}, None)
+    volume = segmentation_metrics(pred, truth, {"organ": 1}, (0.5, 0.5))
+
+    assert set(metrics) == {"dice", "jaccard", "volume_difference", "missed", "hd95_px", "asd_px"}
+    assert (metrics["hd95_px"], metrics["asd_px"]) == (volume["hd95_voxel"], volume["asd_voxel"])
+    assert volume["hd95_mm"] == volume["hd95_voxel"] / 2 == 1.0
+    assert segmentation_metrics(truth * 0, truth, {"organ": 1}, None)["hd95_px"] == pytest.approx(math.hypot(12, 12))
+    assert not higher_is_better("hd95_px")
