@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 
 from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
+from medseg.server.accounts import check_account
 from medseg.server.guard import CLIENT
 from medseg.server.http_errors import parse_object
 from medseg.server.ids import LABEL_SUFFIXES, is_name
@@ -100,8 +101,10 @@ def check_call(app: Any, kind: str, jobs: threading.Lock, arguments: dict[str, A
 
     Raises:
         MedsegError: an argument is not allowed; says which.
+        HTTPException: the user's role does not allow it, or a job of this kind waits or runs.
     """
     check_arguments(kind, arguments)
+    check_account(kind, arguments)
     starts = kind in JOBS and name.startswith("api_run")
     if starts:
         prepare_job(app, kind, arguments)

@@ -8,11 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, HTMLResponse
 from monailabel.config import settings as monai_settings
-from monailabel.endpoints.user.auth import RBAC
+from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.utils.async_tasks.utils import tasks
 from pydantic import BaseModel
 
 from medseg.errors import MedsegError, NotFoundError
+from medseg.server.accounts import author_of
 from medseg.server.job_lines import last_sentence
 from medseg.server.status_page import render_status
 from medseg.training.registry import Version
@@ -100,9 +101,9 @@ def _add_writing_routes(router: APIRouter, app: Any) -> None:
         app.known(app._trainers, body.model, "model")
         return describe(app.study.registry.rollback(body.model, body.version))
 
-    @router.post("/restore", dependencies=[annotator], summary="Make a previous version of a label the present one")
-    def restore(body: Restore) -> dict[str, Any]:
-        _local(app).restore_label(body.image, body.tag, body.version, body.client_id)
+    @router.post("/restore", summary="Make a previous version of a label the present one")
+    def restore(body: Restore, user: User = annotator) -> dict[str, Any]:
+        _local(app).restore_label(body.image, body.tag, body.version, author_of(user, body.client_id))
         return {"image": body.image, "tag": body.tag, "restored_from": body.version}
 
 
