@@ -1,6 +1,7 @@
 # make help    this text
 # make serve   start the server; STUDIES=dir|https://... MODELS=caml,supervised PORT=8000 HOST=127.0.0.1
 # make test    all tests                make check   format, lint, types
+# make archive a DICOMweb archive on 127.0.0.1:8042 until Ctrl-C; DICOM=dir STORAGE=dir (phantoms without DICOM)
 # make demo    a short simulation, ends with a report
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,12 +11,15 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 CONF ?=
 TESTS ?= tests
+DICOM ?=
+STORAGE ?=
+ARCHIVE_PORT ?= 8042
 
 # Relative paths only, so that a checkout in a folder with spaces works.
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup serve test check demo clean
+.PHONY: help setup serve archive test check demo clean
 
 help:
 	@sed -n "s/^# //p" Makefile
@@ -32,6 +36,10 @@ $(STAMP): requirements.txt pyproject.toml
 serve: $(STAMP)
 	@$(BIN)/python -m medseg serve $(if $(STUDIES),--studies "$(STUDIES)",--demo) $(if $(MODELS),--models "$(MODELS)") \
 		--host "$(HOST)" --port "$(PORT)" $(foreach item,$(CONF),--conf "$(item)")
+
+archive: $(STAMP)
+	@$(BIN)/python -m medseg.server.dicom.orthanc $(if $(DICOM),"$(DICOM)") $(if $(STORAGE),--storage "$(STORAGE)") \
+		--port "$(ARCHIVE_PORT)"
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(TESTS)

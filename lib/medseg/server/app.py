@@ -21,6 +21,8 @@ from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import MedsegError, NotFoundError
 from medseg.methods import method_class
 from medseg.server.datastore import MedsegDatastore
+from medseg.server.dicom.datastore import DicomWebDatastore
+from medseg.server.dicom.setup import open_archive
 from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
@@ -59,10 +61,16 @@ class MedsegApp(MONAILabelApp):
     # -- wiring ------------------------------------------------------------------------------------------------------
 
     def init_datastore(self) -> Any:
-        """Our own datastore for a folder, MONAI Label's for a DICOMweb server; and the study over it."""
+        """Our own datastore for a folder or a DICOMweb archive, MONAI Label's for XNAT and DSA; the study over it."""
         if self.studies.startswith(("http://", "https://")):
             self.studies = self.studies.strip().rstrip("/")
-            datastore = self.init_remote_datastore()
+            labels = fixed_labels(self.settings, self.studies)
+            own = monai_settings.MONAI_LABEL_DATASTORE.lower() not in ("xnat", "dsa")
+            datastore = (
+                open_archive(self.settings, self.model_dir, self.studies, labels)
+                if own
+                else self.init_remote_datastore()
+            )
         else:
             datastore = MedsegDatastore(
                 self.studies,
@@ -72,6 +80,8 @@ class MedsegApp(MONAILabelApp):
                 read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
             )
         self.study = Study(self.settings, self.model_dir, self.studies, datastore)
+        if isinstance(datastore, DicomWebDatastore):
+            datastore.on_label = self.study.leases.release
         return datastore
 
     def init_infers(self) -> dict[str, MedsegInfer]:
@@ -178,7 +188,6 @@ class MedsegApp(MONAILabelApp):
         """Reply to a saved label: remarks on its quality. The image is no longer leased."""
         self.study.leases.release(image_id)
         store = self.datastore()
-        forget_dicomweb_lists(store)
         remarks = store.saved_remarks(image_id) if isinstance(store, MedsegDatastore) else []
         for remark in remarks:
             logger.info("label of %s: %s", image_id, remark)
@@ -225,14 +234,6 @@ class MedsegApp(MONAILabelApp):
             logger.exception("job failed")
             logger.error("failed: %s: %s", type(error).__name__, error)
         raise SystemExit(2)
-
-
-def forget_dicomweb_lists(store: Any) -> None:
-    """MONAI Label keeps a DICOMweb server's lists for two hours and would hand out a series that was just labelled."""
-    for name in ("list_images", "get_labeled_images"):
-        cache = getattr(getattr(type(store), name), "cache", None)
-        if cache is not None:
-            cache.clear()
 
 
 def job_waits_or_runs() -> bool:

@@ -22,6 +22,8 @@
 | `cors_origins` | web origins that may use the server, comma separated | this machine |
 | `allow_remote` | answer other machines | true if `--host` was given |
 | `expose_logs` | serve `/logs/`, which holds image ids and paths | false |
+| `modalities` | modalities of a DICOMweb archive whose series are images, comma separated | CT, MR, PT, NM, CR, DX |
+| `label_codes` | JSON file: SNOMED codes and colours of labels in DICOM SEG | a table of common organs |
 | `METHOD.KEY` | one setting of one method, `caml.iterations 400` | |
 | `set` | settings of all methods that have them, `iterations=400,patch=64,64,32` | |
 """
@@ -68,6 +70,8 @@ class AppSettings:
     cors_origins: tuple[str, ...] = ()
     allow_remote: bool | None = None
     expose_logs: bool = False
+    modalities: tuple[str, ...] = ("CT", "MR", "PT", "NM", "CR", "DX")  # ours: grey volumes and radiographs
+    label_codes: str | None = None
     method_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod

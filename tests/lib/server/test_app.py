@@ -97,18 +97,6 @@ def test_unknown_names_are_answered_with_the_known_ones(studies: Path, call: str
         make(studies).scoring({"method": "x"})
 
 
-def test_saving_a_label_forgets_the_cached_lists_of_a_dicomweb_server() -> None:
-    from monailabel.datastore.dicom import DICOMWebDatastore
-
-    DICOMWebDatastore.list_images.cache["key"] = ["1.2.3"]
-    DICOMWebDatastore.get_labeled_images.cache["key"] = []
-
-    app_module.forget_dicomweb_lists(object.__new__(DICOMWebDatastore))
-
-    assert not DICOMWebDatastore.list_images.cache
-    assert not DICOMWebDatastore.get_labeled_images.cache
-
-
 def test_several_gpus_of_a_request_become_processes(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = make(studies)
     monkeypatch.setattr(app_module.torch.cuda, "is_available", lambda: True)

@@ -90,7 +90,7 @@ class Study:
         """
         try:
             uri = self.datastore.get_image_uri(identifier) if identifier else ""
-        except (IndexError, KeyError):  # MONAI Label's DICOMweb datastore on a series that is not there
+        except (IndexError, KeyError):  # MONAI Label's own datastores on an image that is not there
             uri = ""
         if not uri:
             raise NotFoundError(
@@ -159,8 +159,7 @@ class Study:
 
     def _label(self, identifier: str, tag: str) -> Path | None:
         label = self.datastore.get_label_by_image_id(identifier, tag)
-        more = () if self.is_folder else (identifier,)  # a DICOM SEG is a series of its own and must be told its image
-        uri = self.datastore.get_label_uri(label, tag, *more) if label else ""
+        uri = self.datastore.get_label_uri(label, tag) if label else ""
         return Path(uri) if uri and image_suffix(Path(uri)) and Path(uri).exists() else None
 
 

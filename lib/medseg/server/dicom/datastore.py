@@ -1,0 +1,386 @@
+"""The datastore over a DICOMweb archive: `MedsegDatastore` with images and finished labels in the archive.
+
+Image id = Series Instance UID. Images are fetched when they are needed and kept as NIfTI. A finished label is kept
+here, with its history, and goes to the archive as a DICOM SEG before the save is acknowledged. A SEG that anybody else
+stores there (a viewer, another machine) becomes the case's finished label, with its author. Weak labels, journal,
+history and label names are those of `MedsegDatastore`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monai.data import MetaTensor
+from monailabel.datastore.local import LocalDatastoreModel
+from pydicom.dataset import Dataset
+
+from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
+from medseg.files import read_json, write_json
+from medseg.server.datastore import FINAL, MedsegDatastore, _author
+from medseg.server.dicom.archive import Archive, SeriesEntry
+from medseg.server.dicom.catalogue import FOREIGN, LABEL, OLDER, REFUSED, SegRecord
+from medseg.server.dicom.codes import LabelCodes
+from medseg.server.dicom.folders import ARCHIVED, IMAGE_SUFFIX, ArchiveFolders
+from medseg.server.dicom.grid import SeriesGrid
+from medseg.server.dicom.seg_read import SegFacts, label_info, read_segmentation, seg_facts
+from medseg.server.dicom.seg_write import SegmentationFacts, segmentation
+from medseg.server.dicom.series import read_series
+from medseg.server.history import LabelHistory
+from medseg.server.ids import check_image_id, check_tag
+from medseg.server.journal import make_entry
+from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
+from medseg.server.settings import AppSettings
+from medseg.server.store import Snapshot, StudyStore
+from medseg.transforms.io import read_mask, write_volume
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = AppSettings().modalities
+LOOK_EVERY = 10.0  # ours: seconds between two looks at the archive
+LOOK_SHARE = 20.0  # ours: and at least so many times as long as the last look took
+FETCH_WAITS = 600.0  # ours: seconds another process may take to fetch the same series
+
+
+class DicomWebDatastore(MedsegDatastore):
+    """A DICOMweb archive as a study.
+
+    Args:
+        archive: the archive.
+        folder: our own folder for it.
+        labels: the app's labels; empty: registered as they come, also from segment names.
+        modalities: series of these modalities are the study's images.
+        codes: codes and colours of labels in DICOM SEG.
+        auto_reload: look at the archive while the server runs; jobs do not.
+
+    Raises:
+        ConflictError: the archive does not answer, and was never seen before.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        folder: Path,
+        labels: Mapping[str, int] | None = None,
+        *,
+        modalities: Sequence[str] = MODALITIES,
+        codes: LabelCodes | None = None,
+        auto_reload: bool = True,
+        lock_timeout: float = 30.0,
+    ) -> None:
+        self.archive = archive
+        self.on_label: Callable[[str], Any] = lambda image_id: None
+        self._modalities = frozenset(modalities)
+        self._codes = codes or LabelCodes()
+        self._looks = auto_reload
+        self._looking = threading.Lock()
+        self._next_look = 0.0
+        folders = ArchiveFolders(folder)
+        self._folders: ArchiveFolders = folders
+        self._store = StudyStore(folders, auto_reload=True, lock_timeout=lock_timeout)
+        self._history = LabelHistory(folders.service / "history")
+        self._names: LabelNames = FixedLabels(labels) if labels else LabelRegistry(folders.service, self._store.lock)
+        self._datastore_path = str(folders.root)  # the base class reads it
+        self._last_saved: dict[str, str] = {}
+        if auto_reload or not folders.catalogue.known:
+            self._first_look()
+
+    @property
+    def _datastore(self) -> LocalDatastoreModel:
+        if self._looks and time.monotonic() >= self._next_look:
+            self._look_again()
+        return super()._datastore
+
+    # images
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Path of an image as NIfTI; fetched from the archive where it is not here yet.
+
+        Raises:
+            NotFoundError: no such image.
+            ConflictError: the archive does not answer.
+            UnusableInputError: the series is no image that can be read.
+        """
+        snapshot, _ = self._find(image_id)
+        path = snapshot.scan.images[image_id]
+        if not path.exists():
+            self._fetch(image_id, path)
+        return str(path)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Info of an image: DICOM identifiers, weak labels; its `path` where it was fetched already.
+
+        Raises:
+            NotFoundError: no such image.
+        """
+        info = super().get_image_info(image_id)
+        if not Path(info["path"]).exists():
+            del info["path"]
+        return info
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any] | None) -> str:
+        """Refused: images belong into the archive.
+
+        Raises:
+            ConflictError: always.
+        """
+        raise ConflictError(f"this study is the archive {self.archive.url}; store the DICOM images there")
+
+    def remove_image(self, image_id: str) -> None:
+        """Refused: images belong to the archive.
+
+        Raises:
+            ConflictError: always.
+        """
+        raise ConflictError(f"this study is the archive {self.archive.url}; remove the series there")
+
+    def source(self, image_id: str) -> tuple[SeriesGrid, Dataset]:
+        """Planes and header of an image's series."""
+        self.get_image_uri(image_id)
+        value = read_json(self._folders.header_path(check_image_id(image_id)))
+        return SeriesGrid.from_dict(value["grid"]), Dataset.from_json(value["header"])
+
+    # labels
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Path of a label on its image's grid; fetched from the archive where it is not here yet.
+
+        Empty where the image has none under this tag, or where the archive's turns out to be unusable.
+        """
+        path = super().get_label_uri(label_id, label_tag)
+        if path and not Path(path).exists():
+            self._fetch_label(check_image_id(label_id), check_tag(label_tag))
+            path = super().get_label_uri(label_id, label_tag)
+        return path
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Pairs of image and final label."""
+        root = self._folders.root
+        pairs = [(self.get_image_uri(i), self.get_label_uri(i, FINAL)) for i in self.get_labeled_images()]
+        found = [{"image": Path(image), "label": Path(label)} for image, label in pairs if label]
+        return [{k: str(p if full_path else p.relative_to(root)) for k, p in pair.items()} for pair in found]
+
+    def refresh(self) -> None:
+        """Look at the archive and at the folder now."""
+        with self._looking:
+            self._look()
+        super().refresh()
+
+    def dicom_seg(self, image_id: str, mask_file: Path, facts: SegmentationFacts, labels: Mapping[str, int]) -> Dataset:
+        """A mask on an image's grid as a DICOM SEG.
+
+        Raises:
+            NotFoundError: no such image.
+        """
+        grid, header = self.source(image_id)
+        mask = read_mask(mask_file)[0].numpy()
+        return segmentation(mask.reshape(grid.shape), labels, grid, header, self._codes, facts)
+
+    # fetching
+
+    def _fetch(self, image_id: str, path: Path) -> None:
+        """Download a series and keep it as NIfTI, with its planes beside it."""
+        entry = self._folders.catalogue.images[image_id]
+        lock = self._folders.service / f"fetch-{image_id}.lock"
+        with FileLock(str(lock), timeout=FETCH_WAITS):
+            if path.exists():
+                return
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory(prefix="medseg-series-") as folder:
+                series = read_series(self.archive.fetch(entry, Path(folder)))
+            facts = {"grid": series.grid.to_dict(), "header": series.header.to_json_dict()}
+            write_json(self._folders.header_path(image_id), facts)
+            write_volume(path, series.volume)
+            logger.info("fetched %s: %s, %.1f s", image_id, series.grid.shape, time.perf_counter() - started)
+        lock.unlink(missing_ok=True)
+        if series.remarks:
+            self.update_image_info(image_id, {"remarks": list(series.remarks)})
+
+    def _fetch_label(self, image_id: str, tag: str) -> None:
+        """Bring a finished label from the archive onto its image's grid; one that cannot be used is taken back."""
+        info = self.get_label_info(image_id, tag)
+        place = info.get(ARCHIVED) or {}
+        entry = SeriesEntry(place.get("series", ""), place.get("study", ""), "SEG")
+        try:
+            self._place(image_id, tag, entry, info)
+        except (UnusableInputError, NotFoundError) as error:
+            logger.warning("segmentation %s of image %s is not used: %s", entry.uid, image_id, error)
+            with self._store.writing():
+                self._note(entry, image_id, REFUSED, str(error))
+                self._store.commit(make_entry("label_removed", image=image_id, tag=tag))
+
+    def _place(self, image_id: str, tag: str, entry: SeriesEntry, info: Mapping[str, Any]) -> None:
+        grid, _ = self.source(image_id)
+        ds = next(self.archive.objects(entry))
+        read = read_segmentation(ds, grid)
+        mask = read.mask if grid.placed else MetaTensor(read.mask.as_tensor()[..., 0])  # a radiograph is 2D
+        with tempfile.TemporaryDirectory(prefix="medseg-label-") as staging:
+            file = write_volume(Path(staging) / "segmentation.nii.gz", mask)
+            stated = {**info, "label_info": label_info(seg_facts(ds), read.mask)}
+            placed, facts = self._apply_contract(image_id, tag, file, stated, Path(staging))
+            facts["remarks"] = [*read.remarks, *facts["remarks"]]
+            with self._store.writing():
+                super()._put_label(image_id, tag, placed, {**info, **facts})
+        logger.info("segmentation %s is the label of image %s", entry.uid, image_id)
+
+    # saving
+
+    def _put_label(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> None:
+        """A finished label goes to the archive first: what was acknowledged can be read on another machine."""
+        if tag == FINAL:
+            info = {**info, ARCHIVED: self._send(image_id, file, info)}
+        super()._put_label(image_id, tag, file, info)
+
+    def _send(self, image_id: str, file: Path, info: Mapping[str, Any]) -> dict[str, str]:
+        labels = info.get("label_names") or self.labels
+        facts = SegmentationFacts(
+            author=_author(info),
+            description=str(info.get("description") or "medseg"),
+            model=str(info.get("model") or "medseg"),
+            algorithm="SEMIAUTOMATIC" if info.get("model") else "MANUAL",
+        )
+        ds = self.dicom_seg(image_id, file, facts, labels)
+        self.archive.store(ds)
+        entry = SeriesEntry(str(ds.SeriesInstanceUID), str(ds.StudyInstanceUID), "SEG")
+        self._note(entry, image_id, LABEL)
+        return {"series": entry.uid, "instance": str(ds.SOPInstanceUID), "study": entry.study}
+
+    def _keep_version(self, image_id: str, tag: str, snapshot: Snapshot) -> None:
+        """A label that was never fetched lies in the archive, which keeps it; one that is here goes to the history."""
+        path = snapshot.label_file(image_id, tag)
+        if path is not None and path.exists():
+            super()._keep_version(image_id, tag, snapshot)
+
+    # looking at the archive
+
+    def _first_look(self) -> None:
+        with self._looking:
+            try:
+                self._look()
+            except ConflictError:
+                if not self._folders.catalogue.known:
+                    raise
+                logger.warning("the archive %s does not answer; going on with what was last seen", self.archive.url)
+
+    def _look_again(self) -> None:
+        """Look at the archive, unless another thread does."""
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            self._look()
+        except MedsegError as error:
+            self._next_look = time.monotonic() + LOOK_EVERY
+            logger.warning("%s", error)
+        finally:
+            self._looking.release()
+
+    def _look(self) -> None:
+        """Take up what is new in the archive."""
+        started = time.monotonic()
+        entries = self.archive.series()
+        images = {e.uid: e for e in entries if e.modality in self._modalities}
+        segs = {e.uid: e for e in entries if e.modality == "SEG"}
+        unknown = [e for uid, e in segs.items() if uid not in self._folders.catalogue.segmentations]
+        found = sorted(self._facts(unknown), key=lambda item: item[1].created)  # names are numbered in their order
+        with self._store.writing():
+            self._folders.catalogue.set_images(images)
+        with self._store.writing():  # entered anew, the store sees the new list
+            new = [entry for entry in images.values() if not self._registered(entry)]
+            if new:
+                self._store.commit(*(_added(entry) for entry in new))
+            labelled = [image for entry, facts in found if (image := self._take(entry, facts, found))]
+        for image in labelled:
+            self.on_label(image)
+        self._retire_vanished(segs)
+        self._next_look = time.monotonic() + max(LOOK_EVERY, LOOK_SHARE * (time.monotonic() - started))
+
+    def _registered(self, entry: SeriesEntry) -> bool:
+        record = self._store.snapshot().model.objects.get(entry.uid)
+        return record is not None and "StudyInstanceUID" in record.image.info
+
+    def _facts(self, entries: Sequence[SeriesEntry]) -> Iterator[tuple[SeriesEntry, SegFacts]]:
+        """What new segmentations say of themselves."""
+        for entry in entries:
+            with contextlib.suppress(NotFoundError):
+                metadata = self.archive.metadata(entry)
+                if metadata:
+                    yield entry, seg_facts(metadata[0])
+
+    def _take(self, entry: SeriesEntry, facts: SegFacts, found: Sequence[tuple[SeriesEntry, SegFacts]]) -> str | None:
+        """Within `writing`: decide what a new segmentation is; the image that it labels."""
+        if entry.uid in self._folders.catalogue.segmentations:
+            return None  # saved by ourselves in the meantime
+        if facts.image not in self._folders.catalogue.images:
+            self._note(entry, "", FOREIGN)
+            return None
+        newer = [
+            f for _, f in found if f.image == facts.image and (f.created, f.series) > (facts.created, facts.series)
+        ]
+        if newer:
+            self._note(entry, facts.image, OLDER)
+            return None
+        try:
+            self._names.resolve(list(facts.names.values()))
+        except UnusableInputError as error:
+            logger.warning("segmentation %s of image %s is not used: %s", entry.uid, facts.image, error)
+            self._note(entry, facts.image, REFUSED, str(error))
+            return None
+        self._register(entry, facts)
+        return facts.image
+
+    def _register(self, entry: SeriesEntry, facts: SegFacts) -> None:
+        """Within `writing`: a segmentation becomes the finished label; its voxels are fetched when they are needed."""
+        snapshot, _ = self._find(facts.image)
+        self._keep_version(facts.image, FINAL, snapshot)
+        present = snapshot.label_file(facts.image, FINAL)
+        if present is not None:
+            present.unlink(missing_ok=True)
+        info = {
+            ARCHIVED: {"series": entry.uid, "instance": facts.instance, "study": entry.study},
+            "author": facts.author,
+            "client_id": facts.author,
+            "created": facts.created,
+            "description": facts.description,
+            "ts": int(time.time()),
+        }
+        fields = {"image": facts.image, "tag": FINAL, "ext": IMAGE_SUFFIX, "author": facts.author}
+        self._note(entry, facts.image, LABEL)
+        self._store.commit(make_entry("label_saved", **fields, info=info))
+        logger.info("segmentation %s by %s labels image %s", entry.uid, facts.author or "unknown", facts.image)
+
+    def _retire_vanished(self, segs: Mapping[str, SeriesEntry]) -> None:
+        """Labels whose segmentation somebody removed from the archive do not count any more; the history keeps them."""
+        for image, record in super()._datastore.objects.items():
+            place = record.labels[FINAL].info.get(ARCHIVED) if FINAL in record.labels else None
+            if not place or place["series"] in segs or self.archive.series(SeriesInstanceUID=place["series"]):
+                continue
+            logger.warning("the segmentation of image %s is not in the archive any more", image)
+            with self._store.writing():
+                self._retire(image, FINAL, self._store.snapshot())
+                self._store.commit(make_entry("label_removed", image=image, tag=FINAL))
+
+    def _note(self, entry: SeriesEntry, image: str, state: str, why: str = "") -> None:
+        self._folders.catalogue.set_segmentation(entry.uid, SegRecord(image, state, why, entry.study))
+
+
+def _added(entry: SeriesEntry) -> dict[str, Any]:
+    """Journal entry of a new image, with the identifiers that viewers open it by."""
+    info = {
+        "SeriesInstanceUID": entry.uid,
+        "StudyInstanceUID": entry.study,
+        "PatientID": entry.patient,
+        "Modality": entry.modality,
+        "StudyDate": entry.date,
+        "SeriesDescription": entry.description,
+        "patient": entry.patient or entry.study,
+        "ts": int(time.time()),
+        "name": f"{entry.uid}{IMAGE_SUFFIX}",
+    }
+    return make_entry("image_added", image=entry.uid, ext=IMAGE_SUFFIX, info=info, found=True)

@@ -1,0 +1,253 @@
+"""Reading DICOM Segmentation objects, whoever wrote them, onto the grid of the series they refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from pydicom.dataset import Dataset
+
+from medseg.errors import UnusableInputError
+from medseg.server.dicom.grid import LPS_TO_RAS, SeriesGrid, normal_of
+
+NEAR = 0.05  # ours: of a voxel; rounding in headers stays below
+PARALLEL = 1e-3  # ours: cosines in headers have 3..6 digits
+
+
+@dataclass(frozen=True)
+class SegFacts:
+    """What a segmentation says of itself; its pixels are not needed.
+
+    Attributes:
+        series: its own Series Instance UID.
+        instance: SOP Instance UID.
+        image: Series Instance UID of the images it belongs to; empty where it tells none.
+        names: segment number -> label name.
+        author: who made it; empty where unknown.
+        created: DICOM date and time, for ordering.
+        description: of its series.
+    """
+
+    series: str
+    instance: str
+    image: str
+    names: dict[int, str]
+    author: str
+    created: str
+    description: str
+
+
+@dataclass(frozen=True)
+class ReadMask:
+    """A segmentation as a label map.
+
+    Attributes:
+        mask: (1, columns, rows, planes) int16 with RAS affine; on the series' grid where the frames lie on its slices,
+            else on the frames' own.
+        exact: whether it is on the series' grid.
+        remarks: sentences for the annotator.
+    """
+
+    mask: MetaTensor
+    exact: bool
+    remarks: tuple[str, ...]
+
+
+def seg_facts(ds: Dataset) -> SegFacts:
+    """Facts of a segmentation object or of its metadata."""
+    names = {int(s.SegmentNumber): _name(s) for s in ds.get("SegmentSequence", []) if "SegmentNumber" in s}
+    date = ds.get("ContentDate") or ds.get("SeriesDate") or ""
+    time = ds.get("ContentTime") or ds.get("SeriesTime") or ""
+    author = ds.get("ContentCreatorName") or ds.get("OperatorsName") or ""
+    return SegFacts(
+        series=str(ds.SeriesInstanceUID),
+        instance=str(ds.SOPInstanceUID),
+        image=_referenced_series(ds),
+        names={number: name for number, name in names.items() if name},
+        author=_person(str(author)),
+        created=f"{date}{time}",
+        description=str(ds.get("SeriesDescription") or ""),
+    )
+
+
+def read_segmentation(ds: Dataset, grid: SeriesGrid) -> ReadMask:
+    """The label map of a segmentation: segment numbers as values.
+
+    Raises:
+        UnusableInputError: no frames, no geometry, or frames that no volume can be made of.
+    """
+    frames, numbers = _decoded(ds)
+    planes = _planes(ds, len(frames), grid)
+    where = _on_slices(planes, grid)
+    if where is not None and frames.shape[1:] == (grid.rows, grid.columns):
+        mask, overlap = _fill(frames, numbers, where, len(grid.slices))
+        return ReadMask(_tensor(mask, grid.affine()), True, _overlap_remark(overlap))
+    mask, affine, overlap = _own_volume(frames, numbers, planes)
+    return ReadMask(_tensor(mask, affine), False, _overlap_remark(overlap))
+
+
+@dataclass(frozen=True)
+class _Plane:
+    position: np.ndarray
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float]  # between columns, between rows
+    source: tuple[str, int | None] | None
+
+
+def _name(segment: Dataset) -> str:
+    """The segment's label, else the meaning of its code."""
+    label = str(segment.get("SegmentLabel") or "").strip()
+    kinds = segment.get("SegmentedPropertyTypeCodeSequence") or [Dataset()]
+    return label or str(kinds[0].get("CodeMeaning") or "").strip()
+
+
+def _person(name: str) -> str:
+    """`Family^Given` as people write it."""
+    family, _, given = name.partition("=")[0].partition("^")
+    return " ".join(f"{given.replace('^', ' ')} {family}".split())
+
+
+def _referenced_series(ds: Dataset) -> str:
+    series = ds.get("ReferencedSeriesSequence") or []
+    return str(series[0].get("SeriesInstanceUID") or "") if series else ""
+
+
+def _decoded(ds: Dataset) -> tuple[np.ndarray, list[int]]:
+    """Frames (n, rows, columns) and the segment of each; 0: the values are themselves segment numbers."""
+    try:
+        pixels = np.asarray(ds.pixel_array)
+    except Exception as error:  # pydicom raises whatever the decoder does
+        raise UnusableInputError(f"the segmentation's pixels cannot be decoded: {error}") from error
+    pixels = pixels if pixels.ndim == 3 else pixels[None]
+    kind = str(ds.get("SegmentationType", "BINARY"))
+    groups = ds.get("PerFrameFunctionalGroupsSequence") or []
+    if len(groups) != len(pixels):
+        raise UnusableInputError(f"the segmentation has {len(pixels)} frames but tells the place of {len(groups)}")
+    if kind == "LABELMAP":
+        return pixels.astype(np.int16), [0] * len(pixels)
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    numbers = [int(_first(g, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber") or 1) for g in groups]
+    if kind == "FRACTIONAL":
+        pixels = pixels * 2 > int(ds.get("MaximumFractionalValue", 255))
+    return (pixels > 0).astype(np.int16), numbers
+
+
+def _first(frame: Dataset, shared: Dataset, sequence: str, key: str) -> Any:
+    for group in (frame, shared):
+        items = group.get(sequence)
+        if items and items[0].get(key) is not None:
+            return items[0].get(key)
+    return None
+
+
+def _planes(ds: Dataset, count: int, grid: SeriesGrid) -> list[_Plane]:
+    shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    planes = []
+    for group in ds.PerFrameFunctionalGroupsSequence[:count]:
+        position = _first(group, shared, "PlanePositionSequence", "ImagePositionPatient")
+        orientation = _first(group, shared, "PlaneOrientationSequence", "ImageOrientationPatient")
+        spacing = _first(group, shared, "PixelMeasuresSequence", "PixelSpacing")
+        if grid.placed and (position is None or orientation is None):
+            raise UnusableInputError("the segmentation does not tell where its frames lie")
+        row, column = (float(v) for v in spacing) if spacing else (grid.spacing[1], grid.spacing[0])
+        planes.append(
+            _Plane(
+                position=np.array([float(v) for v in position or (0, 0, 0)]),
+                orientation=tuple(float(v) for v in orientation or grid.orientation),
+                spacing=(column, row),
+                source=_source(group),
+            )
+        )
+    return planes
+
+
+def _source(group: Dataset) -> tuple[str, int | None] | None:
+    """The image a frame was drawn on."""
+    derivations = group.get("DerivationImageSequence") or []
+    images = [i for d in derivations for i in d.get("SourceImageSequence") or []]
+    if len(images) != 1 or "ReferencedSOPInstanceUID" not in images[0]:
+        return None
+    number = images[0].get("ReferencedFrameNumber")
+    number = number[0] if isinstance(number, Sequence) and not isinstance(number, str) else number
+    return str(images[0].ReferencedSOPInstanceUID), int(number) if number else None
+
+
+def _on_slices(planes: Sequence[_Plane], grid: SeriesGrid) -> list[int] | None:
+    """The slice of the series that each frame lies on; None where any lies elsewhere."""
+    by_source = {(s.instance, s.frame): k for k, s in enumerate(grid.slices)}
+    offsets, found = grid.offsets, []
+    for plane in planes:
+        if not grid.placed:
+            found.append(by_source.get(plane.source or ("", None), 0))
+            continue
+        aligned = np.allclose(plane.orientation, grid.orientation, atol=PARALLEL)
+        if not aligned or not np.allclose(plane.spacing, grid.spacing, rtol=PARALLEL):
+            return None
+        told = by_source.get(plane.source) if plane.source else None
+        nearest = int(np.abs(offsets - plane.position @ grid.normal).argmin()) if told is None else told
+        away = plane.position - np.array(grid.slices[nearest].position)
+        across = abs(float(away @ grid.normal))
+        if across > NEAR * grid.gap or np.linalg.norm(away - (away @ grid.normal) * grid.normal) > NEAR * min(
+            grid.spacing
+        ):
+            return None
+        found.append(nearest)
+    return found
+
+
+def _fill(frames: np.ndarray, numbers: Sequence[int], where: Sequence[int], planes: int) -> tuple[np.ndarray, int]:
+    """(columns, rows, planes) label map, and the number of voxels in several segments."""
+    mask = np.zeros((frames.shape[2], frames.shape[1], planes), np.int16)
+    overlap = 0
+    for frame, number, place in sorted(zip(frames, numbers, where, strict=True), key=lambda item: item[1]):
+        inside = frame.T > 0
+        overlap += int((inside & (mask[:, :, place] > 0)).sum())
+        mask[:, :, place][inside] = number or frame.T[inside]
+    return mask, overlap
+
+
+def _own_volume(
+    frames: np.ndarray, numbers: Sequence[int], planes: Sequence[_Plane]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The frames as a volume of their own: label map, RAS affine, overlap."""
+    first = planes[0]
+    normal = normal_of(first.orientation)
+    if any(not np.allclose(p.orientation, first.orientation, atol=PARALLEL) for p in planes):
+        raise UnusableInputError("the segmentation's frames lie in several directions; save it on the image's slices")
+    offsets = np.array([p.position @ normal for p in planes])
+    places = np.unique(np.round(offsets, 3))
+    gap = float(np.diff(places).min()) if len(places) > 1 else max(first.spacing)
+    index = np.round((offsets - offsets.min()) / gap).astype(int)
+    if float(np.abs(offsets - offsets.min() - index * gap).max()) > 0.25 * gap:
+        raise UnusableInputError("the segmentation's frames are unevenly spaced and lie on no slices of the image")
+    mask, overlap = _fill(frames, numbers, index.tolist(), int(index.max()) + 1)
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.spacing[0]
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[1]
+    affine[:3, 2] = normal * gap
+    affine[:3, 3] = planes[int(offsets.argmin())].position
+    return mask, LPS_TO_RAS @ affine, overlap
+
+
+def _tensor(mask: np.ndarray, affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(mask)[None], affine=torch.from_numpy(affine))
+
+
+def _overlap_remark(overlap: int) -> tuple[str, ...]:
+    return (f"{overlap} voxels belong to several segments; each keeps the last one",) if overlap else ()
+
+
+def label_info(facts: SegFacts, mask: MetaTensor) -> list[dict[str, str]]:
+    """The names of the values 1..N, as the label contract wants them.
+
+    Raises:
+        UnusableInputError: a segment that occurs has no name.
+    """
+    nameless = [int(v) for v in torch.unique(mask.as_tensor()).tolist() if v and int(v) not in facts.names]
+    if nameless:
+        raise UnusableInputError(f"segment {nameless[0]} of the segmentation has no name; name it and store it again")
+    return [{"name": facts.names.get(number, "")} for number in range(1, max(facts.names, default=0) + 1)]

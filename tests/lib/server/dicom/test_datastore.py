@@ -1,0 +1,214 @@
+"""Our datastore over a real Orthanc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medseg.errors import ConflictError, NotFoundError, UnusableInputError
+from medseg.server.dicom.archive import Archive
+from medseg.server.dicom.datastore import DicomWebDatastore
+from medseg.server.dicom.orthanc import Orthanc
+from medseg.server.dicom.phantoms import DicomPhantom
+from medseg.transforms.io import read_image, read_mask, write_volume
+
+pytestmark = pytest.mark.viewers
+
+INFO = {"client_id": "anna", "label_info": [{"name": "vessel", "idx": 1}, {"name": "organ", "idx": 2}]}
+
+
+@pytest.fixture
+def store(archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path) -> DicomWebDatastore:
+    return DicomWebDatastore(Archive(archive.dicomweb), tmp_path / "here")
+
+
+def elsewhere(archive: Orthanc, tmp_path: Path, **options: object) -> DicomWebDatastore:
+    """The same archive seen from a machine that knows nothing."""
+    return DicomWebDatastore(Archive(archive.dicomweb), tmp_path / f"there-{len(list(tmp_path.iterdir()))}", **options)
+
+
+def mask_of(phantom: DicomPhantom, tmp_path: Path) -> Path:
+    """The phantom's truth, in the order of labels of `INFO`: 1 vessel, 2 organ."""
+    swapped = np.choose(phantom.mask, [0, 2, 1]).astype(np.uint8)
+    mask = MetaTensor(torch.from_numpy(swapped)[None], affine=torch.from_numpy(phantom.affine))
+    return write_volume(tmp_path / "mask.nii.gz", mask)
+
+
+def test_images_of_several_modalities_are_listed_and_fetched_when_needed(
+    store: DicomWebDatastore, phantoms: list[DicomPhantom]
+) -> None:
+    phantom = phantoms[1]
+    assert sorted(store.list_images()) == sorted(p.series for p in phantoms)
+    assert "path" not in store.get_image_info(phantom.series)
+
+    image = read_image(Path(store.get_image_uri(phantom.series)))
+
+    info = store.get_image_info(phantom.series)
+    assert (info["Modality"], info["PatientID"], info["patient"]) == ("MR", "PHANTOM-01", "PHANTOM-01")
+    assert info["StudyInstanceUID"] != info["SeriesInstanceUID"] == phantom.series
+    assert image.shape[1:] == phantom.mask.shape
+    np.testing.assert_allclose(image.affine.numpy(), phantom.affine, atol=0.01)
+
+
+def test_a_saved_label_counts_at_once_and_is_read_elsewhere_on_the_full_grid(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+    there = elsewhere(archive, tmp_path)
+
+    assert store.get_labeled_images() == there.get_labeled_images() == [phantom.series]
+    assert len(store.get_unlabeled_images()) == 3
+    assert there.labels == {"vessel": 1, "organ": 2}
+    for datastore in (store, there):
+        mask = read_mask(Path(datastore.get_label_uri(phantom.series, "final")))
+        np.testing.assert_array_equal(mask[0].numpy(), np.choose(phantom.mask, [0, 2, 1]))
+        np.testing.assert_allclose(mask.affine.numpy(), phantom.affine, atol=0.01)
+        info = datastore.get_label_info(phantom.series, "final")
+        assert info["author"] == "anna"
+        assert info["voxels"] == {"vessel": int((phantom.mask == 2).sum()), "organ": int((phantom.mask == 1).sum())}
+    assert {Path(pair["label"]).name for pair in there.datalist()} == {f"{phantom.series}.nii.gz"}
+
+
+def test_stated_labels_number_the_values_and_refuse_other_names(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+
+    there = elsewhere(archive, tmp_path, labels={"organ": 1, "vessel": 2})
+    mask = read_mask(Path(there.get_label_uri(phantom.series, "final")))
+    stranger = elsewhere(archive, tmp_path, labels={"organ": 1})
+
+    np.testing.assert_array_equal(mask[0].numpy(), phantom.mask)
+    assert stranger.get_labeled_images() == []
+    assert "'vessel' is not known" in stranger.status()["problems"][0]
+
+
+def test_a_segmentation_stored_by_a_viewer_becomes_the_label_with_author_and_history(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom, labelled = phantoms[0], []
+    store.on_label = labelled.append
+    mask_file = mask_of(phantom, tmp_path)
+    store.save_label(phantom.series, str(mask_file), "final", INFO)
+    other = elsewhere(archive, tmp_path)
+    empty = MetaTensor(torch.zeros(1, *phantom.mask.shape, dtype=torch.uint8), affine=torch.from_numpy(phantom.affine))
+
+    other.save_label(phantom.series, str(write_volume(mask_file, empty)), "final", {**INFO, "client_id": "bert"})
+    store.refresh()
+
+    assert labelled == [phantom.series]
+    assert [v.author for v in store.label_history(phantom.series)] == ["anna"]
+    assert not read_mask(Path(store.get_label_uri(phantom.series, "final"))).any()
+    info = store.get_label_info(phantom.series, "final")
+    assert info["author"] == "bert"
+    assert "the label is empty" in info["remarks"][0]
+
+    store.restore_label(phantom.series, "final", 1, "carla")
+    other.refresh()
+    assert other.get_label_info(phantom.series, "final")["author"] == "carla"
+    restored = read_mask(Path(other.get_label_uri(phantom.series, "final")))
+    np.testing.assert_array_equal(restored[0].numpy(), np.choose(phantom.mask, [0, 2, 1]))
+
+
+def test_a_segmentation_removed_from_the_archive_does_not_count_any_more(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+
+    archive.remove_series(store.get_label_info(phantom.series, "final")["archive"]["series"])
+    store.refresh()
+
+    assert store.get_labeled_images() == []
+    assert [v.author for v in store.label_history(phantom.series)] == ["anna"]
+
+
+def test_what_cannot_be_used_is_refused_and_reaches_no_archive(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    far = torch.from_numpy(phantoms[0].affine.copy())
+    far[:3, 3] += 10_000
+    mask = write_volume(tmp_path / "far.nii.gz", MetaTensor(torch.ones(1, 8, 8, 8, dtype=torch.uint8), affine=far))
+
+    with pytest.raises(UnusableInputError, match="outside its image"):
+        store.save_label(phantoms[0].series, str(mask), "final", INFO)
+    with pytest.raises(ConflictError, match="store the DICOM images there"):
+        store.add_image("x", str(mask), {})
+    with pytest.raises(NotFoundError):
+        store.get_image_uri("1.2.3")
+
+    assert Archive(archive.dicomweb).series(Modality="SEG") == []
+
+
+def test_a_damaged_segmentation_is_taken_back_with_its_reason(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    store.get_image_uri(phantom.series)
+    grid, header = store.source(phantom.series)
+    from medseg.server.dicom.seg_write import segmentation
+
+    ds = segmentation(phantom.mask, {"organ": 1, "vessel": 2}, grid, header)
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    Archive(archive.dicomweb).store(ds)
+    store.refresh()
+    assert store.get_labeled_images() == [phantom.series]
+
+    assert store.get_label_uri(phantom.series, "final") == ""
+
+    assert store.get_labeled_images() == []
+    assert "does not tell where its frames lie" in store.status()["problems"][0]
+
+
+def test_weak_labels_and_predictions_stay_in_our_store(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    weak = {"extent": {"organ": 12.5}, "by": "anna"}
+
+    store.update_image_info(phantom.series, {"weak": weak})
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "original", INFO)
+    again = DicomWebDatastore(Archive(archive.dicomweb), tmp_path / "here")
+
+    assert again.get_image_info(phantom.series)["weak"] == weak
+    assert again.get_labeled_images("original") == [phantom.series]
+    assert again.get_labeled_images() == []
+    assert Archive(archive.dicomweb).series(Modality="SEG") == []
+
+
+def test_an_archive_that_is_away_leaves_what_was_seen(
+    store: DicomWebDatastore, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    away = Archive("http://127.0.0.1:9/dicom-web")
+
+    with pytest.raises(ConflictError, match="does not answer"):
+        DicomWebDatastore(away, tmp_path / "new")
+    again = DicomWebDatastore(away, tmp_path / "here")
+
+    assert len(again.list_images()) == 4
+    with pytest.raises(ConflictError, match="does not answer"):
+        again.get_image_uri(phantoms[0].series)
+
+
+def test_segmentations_of_another_program_in_the_archive(archive: Orthanc, data_dir: Path, tmp_path: Path) -> None:
+    archive.clear()
+    archive.upload(data_dir / "dicom" / "dcmqi" / "24x38x3")
+
+    store = elsewhere(archive, tmp_path)
+
+    (image,) = store.get_labeled_images()
+    mask = read_mask(Path(store.get_label_uri(image, "final")))
+    assert store.labels == {"Liver": 1}
+    assert store.get_label_info(image, "final")["author"] == "John Doe"
+    assert int(mask.sum()) == 315
+    ds = pydicom.dcmread(data_dir / "dicom" / "dcmqi" / "24x38x3" / "seg" / "label.seg")
+    assert int((ds.pixel_array > 0).sum()) == 315

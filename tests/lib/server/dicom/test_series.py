@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from medseg.errors import UnusableInputError
+from medseg.server.dicom.grid import SeriesGrid
+from medseg.server.dicom.series import read_series
+
+AFFINE = np.diag([-1.5, -2.0, 3.0, 1.0])
+AFFINE[:3, 3] = (10.0, 20.0, -30.0)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.dcm"))
+
+
+def test_a_series_comes_back_as_the_volume_it_was_written_from(make_series) -> None:
+    array = np.arange(5 * 4 * 3).reshape(5, 4, 3) - 7
+    folder, uid = make_series(array, AFFINE, modality="MR")
+
+    series = read_series(files(folder)[::-1])
+
+    assert series.volume.shape == (1, 5, 4, 3)
+    np.testing.assert_array_equal(series.volume[0].numpy(), array)
+    np.testing.assert_allclose(series.volume.affine.numpy(), AFFINE, atol=1e-9)
+    assert series.header.SeriesInstanceUID == uid
+    assert series.remarks == ()
+    assert SeriesGrid.from_dict(series.grid.to_dict()) == series.grid
+
+
+def test_uneven_gaps_are_told_and_the_mean_gap_is_taken(make_series) -> None:
+    folder, _ = make_series(np.zeros((4, 4, 4)), AFFINE)
+    last = pydicom.dcmread(files(folder)[-1])
+    x, y, z = (float(v) for v in last.ImagePositionPatient)
+    last.ImagePositionPatient = [x, y, z + 3.0]
+    last.save_as(files(folder)[-1])
+
+    series = read_series(files(folder))
+
+    assert series.grid.gap == pytest.approx(4.0)
+    assert "3.00 to 6.00 mm apart" in series.remarks[0]
+
+
+def test_repeated_places_and_foreign_slices_are_left_out(make_series) -> None:
+    folder, _ = make_series(np.arange(48).reshape(4, 4, 3), AFFINE)
+    again, _ = make_series(np.full((4, 4, 3), 99), AFFINE)
+    other, _ = make_series(np.zeros((6, 6, 2)), AFFINE)
+    for number, path in enumerate(files(again)):
+        ds = pydicom.dcmread(path)
+        ds.InstanceNumber = 100 + number
+        ds.save_as(path)
+
+    series = read_series([*files(other), *files(again), *files(folder)])
+
+    np.testing.assert_array_equal(series.volume[0].numpy(), np.arange(48).reshape(4, 4, 3))
+    assert "2 of 8 slices have another size" in series.remarks[0]
+    assert "3 slices repeat a place" in series.remarks[1]
+
+
+def test_colour_is_refused(make_series) -> None:
+    folder, _ = make_series(np.zeros((4, 4, 1)), AFFINE)
+    ds = pydicom.dcmread(files(folder)[0])
+    ds.SamplesPerPixel = 3
+    ds.save_as(files(folder)[0])
+
+    with pytest.raises(UnusableInputError, match="in colour"):
+        read_series(files(folder))
+
+
+def test_multi_frame_objects_read_like_their_single_frames(data_dir: Path) -> None:
+    folder = data_dir / "dicom" / "dcmqi" / "24x38x3"
+
+    many, one = read_series(files(folder / "image")), read_series(files(folder / "multiframe"))
+
+    assert one.volume.shape == (1, 24, 38, 3)
+    np.testing.assert_array_equal(one.volume.numpy(), many.volume.numpy())
+    np.testing.assert_allclose(one.volume.affine.numpy(), many.volume.affine.numpy(), atol=1e-6)
+    assert [s.frame for s in one.grid.slices] == [1, 2, 3]
+
+
+def test_a_radiograph_is_a_picture(data_dir: Path) -> None:
+    series = read_series([data_dir / "dicom" / "highdicom" / "dx_image.dcm"])
+
+    assert series.volume.shape == (1, 211, 169)
+    assert series.volume.affine.shape == (3, 3)
+    assert not series.grid.placed
