@@ -1,0 +1,71 @@
+"""Benchmark arms that are no training: the constant predictor, and the time of one radiograph."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medseg.cases import Case
+from medseg.methods.seg4reg.targets import read_truth
+from medseg.metrics.smape import angle_errors
+from medseg.transforms.io import read_image
+
+SPEED_HEIGHT = 1024
+REPEATS = 5
+
+
+def constant(context: Any) -> dict[str, Any]:
+    """The mean angles of the training cases as the answer to everything (Seg4Reg card sec. 3).
+
+    Args:
+        context: a `medseg.benchmark.arms.ArmContext`.
+    """
+    labelled = [case for case in context.training_cases if context.method.is_labelled(case)]
+    known = [angles for case in labelled if not np.isnan(angles := _angles(case)).all()]
+    mean = np.nanmean(known, axis=0)
+    truths = {case.id: _angles(case) for case in context.held_out_cases}
+    cases = {name: angle_errors(mean, truth) for name, truth in truths.items() if not np.isnan(truth).all()}
+    return {"cases": cases, "mean_angles": mean.round(2).tolist()}
+
+
+def time_inference(context: Any) -> dict[str, Any]:
+    """Seconds for one radiograph of 1024 rows, from the pixels in memory to mask, angles and markups.
+
+    The weights are untrained: time does not depend on them but for the geometry, which is measured on a true mask of 17
+    vertebrae. Median of five after one to warm up, on all cores.
+    """
+    torch.manual_seed(0)
+    config = context.config.with_overrides({"grid": (512, SPEED_HEIGHT)})
+    method = context.method(config, context.labels)
+    method.network.to(context.device).eval()
+    case = context.held_out_cases[0]
+    parts = [_time_once(method, case) for _ in range(REPEATS + 1)][1:]
+    medians = {key: float(np.median([part[key] for part in parts])) for key in parts[0]}
+    return {"cases": {}, "mean": sum(medians.values()), "seconds_by_part": medians}
+
+
+def _time_once(method: Any, case: Case) -> dict[str, float]:
+    """Seconds of loading, of the networks, and of going back to the image's grid with geometry."""
+    from medseg.methods.seg4reg.judge import _true_mask  # not at import time: it needs the method
+
+    started = time.perf_counter()
+    loaded = method.load(case.without_label())
+    ready = time.perf_counter()
+    with torch.no_grad():
+        prediction = method.predict(loaded)
+    seen = time.perf_counter()
+    image = read_image(case.image)
+    truth = _true_mask(read_truth(case, image), image, None)
+    again = time.perf_counter()
+    if truth is not None:
+        prediction.mask = MetaTensor(torch.from_numpy(truth.astype(np.uint8))[None], affine=image.affine)
+    method.finish(prediction, case)
+    return {"load": ready - started, "networks": seen - ready, "geometry": time.perf_counter() - again}
+
+
+def _angles(case: Case) -> Any:
+    return read_truth(case, read_image(case.image)).angles
