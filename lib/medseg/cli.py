@@ -14,10 +14,12 @@ import typer
 
 from medseg import __version__
 from medseg.errors import MedsegError
+from medseg.methods import METHODS
 
 app = typer.Typer(
     name="medseg",
     help="Learn medical image segmentation from few labels, weak labels and unlabelled scans.",
+    epilog="Try it: medseg serve --demo. Settings of the methods, data and server: docs/ of the project.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,22 +28,45 @@ app = typer.Typer(
 DataOption = Annotated[
     list[Path],
     typer.Option(
-        "--data", help="Folder with images/ and labels/, or a MONAI Label studies folder; repeat for a union."
+        "--data",
+        help="Folder with images/ and labels/ (equal file names; no mask: unlabelled), a MONAI Label studies folder, "
+        "or a run's cases.json; repeat for a union.",
     ),
 ]
 DeviceOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--device", help="cpu, cuda or cuda:1; default: a GPU where there is one."),
+    typer.Option("--device", help="cpu, cuda or cuda:1.", show_default="a GPU where there is one"),
 ]
 PresetOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--preset", help="Committed budget: cpu, or paper (the paper's protocol); default: by the device."),
+    typer.Option(
+        "--preset",
+        help="Committed budget: cpu, or paper (the paper's protocol).",
+        show_default="paper on a GPU, else cpu",
+    ),
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", help="A setting of the method, key=value; repeat. Unknown keys are named.")
+    list[str],
+    typer.Option(
+        "--set",
+        help="A setting of the method, key=value, for example patch=64,64,32; repeat. An unknown key is answered with "
+        "the nearest known ones.",
+        show_default="the preset's",
+    ),
 ]
-ScaleOption = Annotated[Optional[float], typer.Option("--scale", help="0.5 works at half resolution.")]  # noqa: UP045
-IterationsOption = Annotated[Optional[int], typer.Option("--iterations", min=1, help="Training iterations.")]  # noqa: UP045
+ScaleOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--scale",
+        help="0.5 works at half resolution; 0 halves until an image has at most a million voxels.",
+        show_default="the preset's",
+    ),
+]
+IterationsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--iterations", min=1, help="Training iterations.", show_default="the preset's"),
+]
+MethodArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")]
 
 
 def main() -> None:
@@ -73,18 +98,34 @@ def _settings(
         logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-@app.command()
+@app.command(epilog="Example: medseg serve --studies DIR --models caml --conf preset=cpu")
 def serve(
     studies: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--studies", help="Folder of images, or the URL of a DICOMweb archive."),
+        typer.Option("--studies", help="Folder of images, or the URL of a DICOMweb archive.", show_default="none"),
     ] = None,
-    models: Annotated[str, typer.Option("--models", help="Methods to serve, comma-separated; default: all.")] = "",
-    host: Annotated[str, typer.Option("--host", help="127.0.0.1 answers this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    conf: Annotated[list[str], typer.Option("--conf", help="Further app settings, key=value; repeat.")] = [],  # noqa: B006
+    models: Annotated[
+        str,
+        typer.Option("--models", help="Methods to serve, comma-separated.", show_default=f"all: {','.join(METHODS)}"),
+    ] = "",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 127.0.0.1 answers this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8000,
+    conf: Annotated[
+        list[str],
+        typer.Option(
+            "--conf",
+            help="A setting of the app or of a method, key=value (preset=cpu, caml.iterations=400); repeat. "
+            "All keys: docs/server.md.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006
     demo: Annotated[bool, typer.Option("--demo", help="Serve a small phantom study, made in demo/study.")] = False,
-    app_dir: Annotated[Optional[Path], typer.Option("--app", help="Folder of the app.")] = None,  # noqa: UP045
+    app_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--app", help="Folder of the app.", show_default="apps/medseg of this checkout"),
+    ] = None,
 ) -> None:
     """Start the MONAI Label server with this app."""
     from medseg.server.launch import start_server
@@ -100,28 +141,46 @@ def serve(
     start_server(app_dir or default_app(), studies, host=host, port=port, conf=settings, announce=announce)
 
 
-@app.command()
+@app.command(epilog="Example: medseg train caml --data DIR --out RUN --labelled 8")
 def train(
-    method: Annotated[str, typer.Argument(help="caml, supervised, ...")],
+    method: MethodArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder: model.safetensors, config.json, metrics.json.")],
     preset: PresetOption = None,
     labelled: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--labelled", min=1, help="Only the first N masks are used; other images count as unlabelled."),
+        typer.Option(
+            "--labelled",
+            min=1,
+            help="Only the first N masks are used; other images count as unlabelled.",
+            show_default="all masks",
+        ),
     ] = None,
     iterations: IterationsOption = None,
-    seed: Annotated[Optional[int], typer.Option("--seed", min=0)] = None,  # noqa: UP045
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--seed", min=0, help="Seed of weights, crops and batches.", show_default="0"),
+    ] = None,
     scale: ScaleOption = None,
     device: DeviceOption = None,
-    config: Annotated[Optional[Path], typer.Option("--config", help="YAML or JSON file of settings.")] = None,  # noqa: UP045
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--config",
+            help="YAML or JSON file of settings, or a run's config.json; --set and options win.",
+            show_default="none",
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the finished run in --out.")] = False,
     watch_pid: Annotated[list[int], typer.Option("--watch-pid", hidden=True)] = [],  # noqa: B006
     split: Annotated[Optional[Path], typer.Option("--split", hidden=True)] = None,  # noqa: UP045
 ) -> None:
-    """Train a method outside the server. Under torchrun, all processes share one batch."""
+    """Train a method outside the server.
+
+    Several GPUs share one batch: torchrun --standalone --nproc-per-node 2 -m medseg train ...
+    """
     from medseg.training.command import TrainRequest, train_command
 
     request = TrainRequest(
@@ -144,14 +203,20 @@ def train(
     typer.echo(f"{out}/model.safetensors: {metrics['iterations']} iterations, {metrics['seconds']:.0f} s, {shown}")
 
 
-@app.command()
+@app.command(epilog="Example: medseg evaluate --model RUN --data OTHER_DIR --json table.json")
 def evaluate(
     model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote.")],
     data: DataOption,
-    json: Annotated[Optional[Path], typer.Option("--json", help="Write the table as JSON.")] = None,  # noqa: UP045
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", help="File for the table as JSON.", show_default="not written"),
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Per-case metrics on images that the model never saw."""
+    """Per-case metrics on images that the model never saw.
+
+    A case whose files cannot be used is left out and named at the end; the exit status is then 2.
+    """
     from tqdm import tqdm
 
     from medseg.cases import load_cases
@@ -181,7 +246,7 @@ def evaluate(
         )
 
 
-@app.command()
+@app.command(epilog="Example: medseg predict image.nii.gz --model RUN --out MASKS --overlay")
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
     model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote.")],
@@ -190,7 +255,10 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a PNG that shows the mask on the image.")] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Masks on each image's own grid, measurements as JSON."""
+    """Masks on each image's own grid, measurements as JSON.
+
+    An image that cannot be used is named and the others are predicted; the exit status is then 2.
+    """
     from medseg.inference.command import predict_images
     from medseg.training.device import pick_device
 
@@ -198,27 +266,46 @@ def predict(
         typer.echo(line)
 
 
-@app.command()
+@app.command(epilog="Example: medseg bench caml --data DIR --out BENCH --labelled 4")
 def bench(
-    method: Annotated[str, typer.Argument(help="caml, supervised, ...")],
+    method: MethodArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for summary.json, report.html and the runs.")],
     preset: PresetOption = None,
-    arms: Annotated[str, typer.Option("--arms", help="Arms or groups of arms, comma-separated.")] = "",
-    task: Annotated[Optional[str], typer.Option("--task", help="Group of arms to run; default: the first.")] = None,  # noqa: UP045
-    labelled: Annotated[Optional[int], typer.Option("--labelled", min=1, help="Labelled training cases.")] = None,  # noqa: UP045
+    arms: Annotated[
+        str,
+        typer.Option("--arms", help="Arms or groups of arms, comma-separated.", show_default="the preset's"),
+    ] = "",
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--task", help="Group of arms to run.", show_default="the method's first"),
+    ] = None,
+    labelled: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--labelled", min=1, help="Labelled training cases.", show_default="the preset's"),
+    ] = None,
     scale: ScaleOption = None,
     iterations: IterationsOption = None,
-    seeds: Annotated[Optional[int], typer.Option("--seeds", min=1, help="Seeds per arm.")] = None,  # noqa: UP045
-    held_out: Annotated[Optional[int], typer.Option("--held-out", min=1, help="Cases to report on.")] = None,  # noqa: UP045
-    folds: Annotated[Optional[int], typer.Option("--folds", min=1, help="Cross-validation folds.")] = None,  # noqa: UP045
+    seeds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--seeds", min=1, help="Seeds per arm.", show_default="the preset's"),
+    ] = None,
+    held_out: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--held-out", min=1, help="Cases to report on, which never train.", show_default="the preset's"),
+    ] = None,
+    folds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--folds", min=1, help="Cross-validation folds; 1 holds out once.", show_default="the preset's"),
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: one per core on a CPU, else one.")
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core on a CPU, else one"),
     ] = None,
     device: DeviceOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """A method beside its baselines and ablations at equal budget."""
+    """A method beside its baselines and ablations at equal budget; writes summary.json and report.html."""
     from medseg.benchmark.runner import BenchmarkRequest, run_benchmark
 
     request = BenchmarkRequest(
@@ -247,22 +334,26 @@ def bench(
         raise MedsegError(f"{len(failed)} of the runs failed; {name}: {reason}")
 
 
-@app.command()
+@app.command(epilog="Example: medseg simulate --data DIR --method caml --strategies random,caml --rounds 3 --out SIM")
 def simulate(
     data: DataOption,
-    method: Annotated[str, typer.Option("--method", help="Method that learns.")],
+    method: Annotated[str, typer.Option("--method", help=f"Method that learns: {', '.join(METHODS)}.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for summary.json, report.html and the servers' files.")],
-    strategies: Annotated[str, typer.Option("--strategies", help="Strategies to compare, comma-separated.")] = "",
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="Strategies to compare, comma-separated.", show_default="random,METHOD")
+    ] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of labelling and training.")] = 3,
     per_round: Annotated[int, typer.Option("--per-round", min=1, help="Images labelled in each round.")] = 2,
     initial: Annotated[int, typer.Option("--initial", min=1, help="Labels before the first round.")] = 4,
     validation: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--validation", min=1, help="Frozen validation cases; default: a tenth, at most 8."),
+        typer.Option("--validation", min=1, help="Frozen validation cases.", show_default="a tenth, at most 8"),
     ] = None,
     test: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--test", min=1, help="Cases kept from the server for the curves; default: a fifth, at most 10."),
+        typer.Option(
+            "--test", min=1, help="Cases kept from the server for the curves.", show_default="a fifth, at most 10"
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions of every strategy.")] = 1,
     preset: PresetOption = None,
@@ -295,13 +386,27 @@ def simulate(
     typer.echo(f"{out}/summary.json and {out}/report.html are written")
 
 
-@app.command()
+@app.command(epilog="Example: medseg models; medseg models caml --rollback 1")
 def models(
-    method: Annotated[Optional[str], typer.Argument(help="Only this method.")] = None,  # noqa: UP045
-    rollback: Annotated[Optional[int], typer.Option("--rollback", help="Serve this version again.")] = None,  # noqa: UP045
-    studies: Annotated[Optional[str], typer.Option("--studies", help="Only models of this studies folder.")] = None,  # noqa: UP045
-    store: Annotated[Optional[Path], typer.Option("--store", help="Model folder; default: the app's.")] = None,  # noqa: UP045
-    tracking_uri: Annotated[Optional[str], typer.Option("--tracking-uri", help="MLflow server.")] = None,  # noqa: UP045
+    method: Annotated[Optional[str], typer.Argument(help="Only this method.", show_default="all")] = None,  # noqa: UP045
+    rollback: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--rollback", help="Version of METHOD to serve again.", show_default="list only"),
+    ] = None,
+    studies: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--studies", help="Only models of this studies folder.", show_default="all studies"),
+    ] = None,
+    store: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--store", help="Folder of models (--conf model_dir).", show_default="the app's model/"),
+    ] = None,
+    tracking_uri: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--tracking-uri", help="MLflow server that mirrors them, or off.", show_default="mlflow.db in the store"
+        ),
+    ] = None,
 ) -> None:
     """Model versions with their metrics; with --rollback, go back to one."""
     from medseg.training.models_command import list_models, roll_back
@@ -316,11 +421,11 @@ def models(
         typer.echo(line)
 
 
-@app.command()
+@app.command(epilog="Example: medseg phantom DIR --count 12 --labelled 4")
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Studies folder to make.")],
-    count: Annotated[int, typer.Option("--count", min=1)] = 12,
-    labelled: Annotated[int, typer.Option("--labelled", min=0)] = 4,
+    count: Annotated[int, typer.Option("--count", min=1, help="Volumes to make.")] = 12,
+    labelled: Annotated[int, typer.Option("--labelled", min=0, help="How many of them get their mask.")] = 4,
     plain: Annotated[bool, typer.Option("--plain", help="Write images/ and labels/ instead.")] = False,
 ) -> None:
     """Make a small study of synthetic volumes with exact truth, to try everything at once."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from medseg import __version__, cli
@@ -90,6 +91,22 @@ def test_every_command_explains_itself(medseg: Medseg, command: str) -> None:
 
     assert result.code == 0
     assert "Usage: medseg " + command in result.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_with_its_default(command: str) -> None:
+    for option in typer.main.get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
+        if option.hidden or option.name == "help":
+            continue
+        assert option.help, f"{command} {option.name} has no help"
+        told = option.required or getattr(option, "is_flag", False) or option.default not in (None, "", [])
+        assert told or isinstance(option.show_default, str), f"{command} {option.name} does not tell its default"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, medseg.cli; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_overview_names_every_command(medseg: Medseg) -> None:

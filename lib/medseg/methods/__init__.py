@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from medseg.errors import NotFoundError
-from medseg.methods.base import Method
+
+if TYPE_CHECKING:  # torch is loaded with the first method, not for a list of names
+    from medseg.methods.base import Method
 
 METHODS = {
     "caml": "medseg.methods.caml.method:CAML",
+    "multidomain": "medseg.methods.multidomain.method:MultiDomain",
     "supervised": "medseg.methods.supervised.method:Supervised",
 }
 
