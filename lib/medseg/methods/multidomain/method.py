@@ -1,0 +1,485 @@
+"""One network for several joints, organs, scanners and label sets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from medseg.cases import Case
+from medseg.domains import Domain, DomainRegistry, Resolution, file_prefix
+from medseg.errors import MedsegError, NotFoundError, UnusableInputError
+from medseg.losses.segmentation import SegmentationLoss
+from medseg.methods.base import (
+    Batch,
+    MethodConfig,
+    Prediction,
+    Sample,
+    Score,
+    StepOutput,
+    Stream,
+    Supervision,
+    TrainingSet,
+)
+from medseg.methods.multidomain import conclude, scores
+from medseg.methods.multidomain.adopt import adopt_domains, prepare_config
+from medseg.methods.multidomain.classifier import Guess
+from medseg.methods.multidomain.config import MultiDomainConfig
+from medseg.methods.multidomain.crops import (
+    SIZE,
+    TURN,
+    change_intensity,
+    crop,
+    draw_centre,
+    draw_place,
+    fitted_centre,
+    foreground_spots,
+)
+from medseg.methods.multidomain.network import POOLED, MultiDomainNet, build_backbone
+from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
+from medseg.methods.multidomain.pretrained import load_pretrained
+from medseg.methods.multidomain.registry import MULTIPLE, build_registry, slice_axis
+from medseg.methods.multidomain.terms import Regularisers
+from medseg.methods.patches import PatchMethod, normalise, normalised_entropy
+from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
+from medseg.transforms.io import read_image
+from medseg.transforms.labels import read_label
+
+VIEWS_OF_AN_IMAGE = 9  # ours: slices by which the domain of an image is guessed
+LONG = 64  # ours: longer patches are shown to the classifier at half resolution
+
+log = logging.getLogger(__name__)
+
+
+class MultiDomain(PatchMethod):
+    """Shared filters, norms and head of each domain, contrast between domains, shape prior.
+
+    L = mean over domains of L_seg + l1 L_con + l2 L_shape (+ l3 L_adv); every step sees one batch of each domain.
+
+    Source: Boutillon, Conze, Pons, Burdin, Borotikar: Generalizable multi-task, multi-domain deep segmentation of
+    sparse pediatric imaging datasets via multi-scale contrastive regularization and multi-joint anatomical priors,
+    Medical Image Analysis 2022, arXiv 2207.13502. Inspired by it: no code and no hyper-parameters of it are public.
+    Deviation: stated where each part is, and in docs/multidomain.md.
+    """
+
+    name = "multidomain"
+    title = "Multi-domain: several joints, scanners and label sets in one network"
+    supervision = frozenset({Supervision.MASKS, Supervision.DOMAIN})
+    config_class = MultiDomainConfig
+    config: MultiDomainConfig
+    network: MultiDomainNet
+    presets: ClassVar = PRESETS
+    arm_groups: ClassVar = ARM_GROUPS
+    merges_instances: ClassVar = True
+
+    @classmethod
+    def group_of(cls, case: Case) -> str:
+        """Data set and, where it is stated or the file name shows it, domain."""
+        stated = case.domain or (case.weak.domain if case.weak else None)
+        return f"{case.dataset}/{stated or file_prefix(case) or ''}"
+
+    @classmethod
+    def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
+        """Find the domains of the cases, after those of a model that the run starts from."""
+        assert isinstance(config, MultiDomainConfig)
+        readable = _first_image(cases)
+        fitted = config.with_overrides(
+            {"dimension": config.dimension or readable.ndim - 1, "channels": config.channels or readable.shape[0]}
+        )
+        if fitted.domains:
+            return fitted
+        fitted = fitted.with_overrides({"patch": _patch(fitted), "scale": fitted.scale or 1.0})
+        return prepare_config(fitted, build_registry(fitted, cases))
+
+    # -- build -----------------------------------------------------------------------------------------------------
+
+    def build_network(self) -> nn.Module:
+        """The backbone with its taps, converted after pretrained weights are in; heads, prior, classifier."""
+        config = self.config
+        numbers = {number: name for name, number in self.labels.items()}
+        self.registry = DomainRegistry(
+            {name: _named(Domain.from_dict(name, value), numbers) for name, value in config.domains.items()},
+            config.domain_pattern,
+        )
+        missing = {label for d in self.registry.domains.values() for label in d.labels} - self.labels.keys()
+        if missing:
+            raise MedsegError(
+                f"the domains have labels {', '.join(sorted(missing))}, which this run does not have; give the data of "
+                "all domains, the old ones too"
+            )
+        self.segmentation = SegmentationLoss(config.loss)
+        backbone, features, taps = build_backbone(config)
+        if config.pretrained:
+            load_pretrained(backbone, config.pretrained)
+        network = MultiDomainNet(backbone, features, self.classes_by_head(), taps, config)
+        self.regularisers = Regularisers(config)
+        self.frozen = False
+        return network
+
+    def classes_by_head(self) -> dict[str, int]:
+        """Classes of every head, background included; without domain-specific layers the one head of all labels."""
+        if not self.config.domain_layers:
+            return {POOLED: self.classes}
+        return {name: 1 + len(domain.labels) for name, domain in self.registry.domains.items()}
+
+    def global_numbers(self, domain: str) -> list[int]:
+        """Number of the run's label for each class of a domain's head, background first."""
+        if not self.config.domain_layers:
+            return list(range(self.classes))
+        return [0, *(self.labels[name] for name in self.registry[domain].labels)]
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def streams(self, cases: Sequence[Case]) -> list[Stream]:
+        """One stream per domain with labelled cases; the pooled network has one stream of all."""
+        labelled = [case for case in cases if case.label is not None]
+        domains = {case.id: self._known_domain(case) for case in labelled}
+        wanted = self.config.added if self.frozen else self.registry.names
+        groups = {name: tuple(case for case in labelled if domains[case.id] == name) for name in wanted}
+        groups = {name: group for name, group in groups.items() if group}
+        if not groups:
+            raise MedsegError(
+                f"{self.name} needs a labelled case of one of its domains ({', '.join(self.registry.names)}), got "
+                f"{len(labelled)} labelled cases of others; save a label, then train again"
+            )
+        size = self.config.domain_batch
+        if not self.config.domain_layers:
+            return [Stream(POOLED, tuple(case for group in groups.values() for case in group), size * len(groups))]
+        return [Stream(name, group, size) for name, group in groups.items()]
+
+    def load(self, case: Case) -> Sample:
+        """Read a case as its domain is prepared: slices last, the domain's spacing, z-score of the whole volume.
+
+        Returns:
+            `image` (C, *grid), three times the channels for 2.5D, and where there is a mask `label` (1, *grid) in the
+            run's numbers and its `spots`; `domain`, `source`, `confidence` and `distance` of the choice.
+
+        Raises:
+            NotFoundError: a domain is stated that the model does not know.
+            UnusableInputError: the image does not fit, its mask holds labels of another domain, or its domain is
+                unknown and `unknown` is "refuse".
+        """
+        original = read_image(case.image)
+        self._check_image(case, original)
+        found, guess = self.find_domain(case, original)
+        domain = self.registry[found.domain]
+        loaded: Sample = {
+            "image": self._prepare(original, domain),
+            "domain": found.domain,
+            "source": found.source,
+            "confidence": found.confidence,
+            "distance": guess.distance if guess else 0.0,
+        }
+        if case.label is not None:
+            mask = _axis_last(to_canonical(self._read_label(case, original)), domain.slice_axis)
+            small = resize(mask, loaded["image"].shape[1:], mode="label")
+            self._check_labels(case, domain, small)
+            loaded["label"] = MetaTensor(small.as_tensor().to(torch.uint8), affine=small.affine)
+            loaded["spots"] = foreground_spots(loaded["label"].as_tensor())
+        return loaded
+
+    def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """A slice or patch around a drawn voxel, turned, sized and changed in contrast."""
+        strong = self.config.augmentation == "strong"
+        return self.draw(loaded, None if stream == POOLED else stream, generator, strong, self.config.foreground_crops)
+
+    def draw(
+        self, loaded: Sample, domain: str | None, generator: torch.Generator, strong: bool, foreground: float
+    ) -> dict[str, torch.Tensor]:
+        """`sample` with the size of a domain's patch, or of all; `strong`: with turns and other contrasts."""
+        turn, size, *flips = (2 * torch.rand(4, generator=generator) - 1).tolist()
+        chosen = [axis for axis in self.config.flip_axes if flips[axis] > 0]
+        place = draw_centre(loaded["image"].shape[1:], loaded.get("spots"), foreground, generator)
+        tensors: dict[str, torch.Tensor] = {k: loaded[k].as_tensor() for k in ("image", "label") if k in loaded}
+        if self.config.net_axes == 2 and self.dimension == 3:
+            tensors = {key: value[..., place[2]] for key, value in tensors.items()}
+        patch = self.patch_of(domain)
+        centre = fitted_centre(draw_place(place[: len(patch)], patch, generator), patch, tensors["image"].shape[1:])
+        drawn = crop(tensors, centre, patch, turn * TURN * strong, 1 + size * SIZE * strong, chosen)
+        if strong:
+            drawn["image"] = change_intensity(drawn["image"], generator)
+        drawn["domain"] = torch.tensor(self.registry.names.index(loaded["domain"]))
+        return drawn
+
+    def patch_of(self, domain: str | None) -> tuple[int, ...]:
+        """Training patch of a domain; None: one that covers those of all domains."""
+        axes = self.config.net_axes
+        if domain is not None:
+            return (self.registry[domain].patch or self.config.patch)[:axes]
+        patches = [d.patch or self.config.patch for d in self.registry.domains.values()]
+        return tuple(max(lengths) for lengths in zip(*patches, strict=True))[:axes]
+
+    def find_domain(self, case: Case, image: MetaTensor) -> tuple[Resolution, Guess | None]:
+        """What is known of the case, else the classifier's guess."""
+        found = self.registry.resolve(case)
+        if found is not None:
+            return found, None
+        if len(self.registry.names) == 1:
+            return Resolution(self.registry.names[0], "only domain"), None
+        guess = self.guess_domain(image)
+        unsure = guess.confidence < self.config.least_confidence or guess.distance > 1
+        if unsure and self.config.unknown == "refuse":
+            raise UnusableInputError(
+                f"the domain of {case.id} is unknown (nearest: {guess.domain}, {guess.confidence:.2f}); state one of "
+                f"{', '.join(self.registry.names)}"
+            )
+        return Resolution(guess.domain, "classifier", guess.confidence), guess
+
+    @torch.no_grad()
+    def guess_domain(self, image: MetaTensor) -> Guess:
+        """The classifier's opinion of an image (C, *grid)."""
+        views = self.views(self._prepare(image, Domain("any", slice_axis=slice_axis(spacing_of(to_canonical(image))))))
+        device = next(self.network.classifier.parameters()).device
+        return self.network.classifier.guess(views.to(device))
+
+    def read_truth(self, case: Case, image: MetaTensor) -> MetaTensor:
+        """The case's mask; without names of its own, its values mean what they mean in its domain."""
+        return read_label(self._with_names(case, image), image, self.labels, strict=False)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def stages(self) -> tuple[int, ...]:
+        """The prior alone, or a new domain's slot alone, then everything."""
+        first = self.regularisers.prior_iterations or self._frozen_iterations()
+        return (0, first) if 0 < first < self.config.iterations else (0,)
+
+    def begin_stage(self, start: int, training: TrainingSet) -> None:
+        """Give new domains the slot of their nearest; freeze the prior once it has learnt."""
+        self.frozen = start == 0 and self._frozen_iterations() > 0
+        adopt_domains(self, training)
+        if self.network.prior is not None and start >= self.regularisers.prior_iterations:
+            self.network.prior.freeze()
+        present = {self._known_domain(case) for case in training.cases if case.label is not None}
+        absent = set(self.registry.names) - present
+        if absent and self.config.added:
+            log.warning("no case of %s is there to rehearse: the shared filters stay as they are", ", ".join(absent))
+        for parameter in self.network.shared_parameters():
+            parameter.requires_grad_(not (self.frozen or (absent and self.config.added)))
+
+    def training_step(self, batch: Batch, iteration: int) -> StepOutput:
+        """One batch of each domain, one loss."""
+        batches = {name: (part["image"], self.local_label(part["label"], name)) for name, part in batch.items()}
+        if self.network.prior is not None and iteration < self.regularisers.prior_iterations:
+            return self.regularisers.prior_step(self.network, {name: label for name, (_, label) in batches.items()})
+        logits, features, terms = {}, {}, {}
+        for name, (image, label) in batches.items():
+            logits[name], features[name] = self.network.with_features(image, name)
+            terms[f"segmentation_{name}"] = self.segmentation(logits[name], label)
+        loss = torch.stack(list(terms.values())).mean()
+        parts = {name: (logits[name], batches[name][1], features[name]) for name in batches}
+        more = self.regularisers(self.network, parts, iteration)
+        views = torch.cat([_small(part["image"], self.patch_of(None)) for part in batch.values()])
+        domains = torch.cat([part["domain"] for part in batch.values()])
+        guessed = nn.functional.cross_entropy(self.network.classifier(views).float(), domains)
+        loss = loss + more.loss + guessed  # the classifier shares no weight with the rest
+        terms |= {**more.terms, "classifier": guessed}
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def local_label(self, label: torch.Tensor, domain: str) -> torch.Tensor:
+        """A mask in the run's numbers as the classes of a domain's head."""
+        table = torch.zeros(self.classes, dtype=torch.long, device=label.device)
+        for index, number in enumerate(self.global_numbers(domain)):
+            table[number] = index
+        return table[label.long()]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; no weight decay on norms and biases, and the encoder's own rate where it has one."""
+        config = self.config
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        encoder = {id(p) for p in conclude.encoder_parameters(self.network)} if config.encoder_rate != 1 else set()
+        groups = [
+            {"params": [p for p in part if (id(p) in encoder) is inside], "weight_decay": decay, "lr": rate}
+            for part, decay in ((decayed, config.weight_decay), (plain, 0.0))
+            for inside, rate in ((False, config.learning_rate), (True, config.learning_rate * config.encoder_rate))
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
+
+    def conclude(self, training: TrainingSet) -> None:
+        """Statistics of the norms, domain by domain; where each domain lies; what is usual in it."""
+        conclude.renew_statistics(self, training)
+        conclude.fit_classifier(self, training)
+        scores.fit_reference(self, training)
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    def predict(self, loaded: Sample) -> Prediction:
+        """Class probabilities over all labels, those of other domains 0, and which domain that was."""
+        domain, affine = loaded["domain"], loaded["image"].affine
+        own = self.probabilities(loaded)
+        numbers = self.global_numbers(domain)
+        full = torch.zeros((self.classes, *own.shape[1:]))
+        full[numbers] = own
+        names = {name: number for name, number in self.labels.items() if number in numbers}
+        return Prediction(
+            probabilities=MetaTensor(full, affine=affine),
+            uncertainty=MetaTensor(normalised_entropy(own), affine=affine),
+            labels=names,
+            facts={
+                "domain": domain,
+                "domain_from": loaded["source"],
+                "domain_confidence": round(loaded["confidence"], 3),
+            },
+            warnings=self._doubts(loaded),
+        )
+
+    def probabilities(self, loaded: Sample) -> torch.Tensor:
+        """Probabilities (classes of the domain's head, *grid) of a loaded case, on the CPU."""
+        domain = loaded["domain"]
+
+        def forward(windows: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.network(windows, domain).float(), dim=1)
+
+        image = loaded["image"].as_tensor()
+        device = next(self.network.parameters()).device
+        if self.config.net_axes == 3:
+            inferer = SlidingWindowInferer(
+                self.patch_of(domain), self.config.window_batch, self.config.overlap, mode="gaussian", device=device
+            )
+            return inferer(image[None].to(device), forward)[0].float().cpu()
+        slices = image.movedim(-1, 0) if self.dimension == 3 else image[None]
+        padded = _pad_slices(slices)
+        whole = torch.cat([forward(part.to(device)).cpu() for part in padded.split(2 * self.config.window_batch)])
+        whole = whole[..., : slices.shape[-2], : slices.shape[-1]]
+        return whole.movedim(0, -1).contiguous() if self.dimension == 3 else whole[0]
+
+    def score(self, loaded: Sample) -> Score:
+        """Doubt about an image beside what is usual in its domain."""
+        return scores.score(self, loaded)
+
+    # -- details ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, image: MetaTensor, domain: Domain) -> MetaTensor:
+        """Canonical axes, slices last, working spacing, z-score; for 2.5D the neighbouring slices as channels."""
+        turned = to_canonical(image)
+        spacing = domain.spacing or tuple(float(s) for s in turned.pixdim)[: self.dimension]
+        size = size_at(turned, [s / self.config.scale for s in spacing])
+        prepared = _axis_last(normalise(resize(turned, size)), domain.slice_axis)
+        if self.config.view == "2.5d" and self.dimension == 3:
+            plain = prepared.as_tensor()
+            before = torch.cat([plain[..., :1], plain[..., :-1]], dim=-1)
+            after = torch.cat([plain[..., 1:], plain[..., -1:]], dim=-1)
+            prepared = MetaTensor(torch.cat([plain, before, after]), affine=prepared.affine)
+        return prepared
+
+    def views(self, image: MetaTensor) -> torch.Tensor:
+        """Pieces of an image (V, C, *patch) by which its domain is recognised, from the middle of the image."""
+        plain = image.as_tensor()
+        patch = self.patch_of(None)
+        if self.config.net_axes == 2 and self.dimension == 3:
+            depth = plain.shape[-1]
+            picks = torch.linspace(0.2 * (depth - 1), 0.8 * (depth - 1), VIEWS_OF_AN_IMAGE).round().long().tolist()
+            pieces = [plain[..., index] for index in picks]
+        else:
+            pieces = [plain]
+        grid = pieces[0].shape[1:]
+        centre = fitted_centre([n / 2 for n in grid], patch, grid)
+        return _small(torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces]), patch)
+
+    def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
+        return read_label(self._with_names(case, image), image, self.labels)
+
+    def _with_names(self, case: Case, image: MetaTensor) -> Case:
+        """The case with the label names of its domain, where it has none."""
+        if case.names:
+            return case
+        domain = self.registry[self.find_domain(case, image)[0].domain]
+        names = domain.names_of(range(1, 256))
+        return replace(case, names=names) if names else case
+
+    def _check_labels(self, case: Case, domain: Domain, mask: MetaTensor) -> None:
+        if not self.config.domain_layers:
+            return
+        own = self.global_numbers(domain.name)
+        strays = [int(value) for value in torch.unique(mask.as_tensor()) if int(value) not in own]
+        if strays:
+            name = next(name for name, number in self.labels.items() if number == strays[0])
+            raise UnusableInputError(
+                f"mask of {case.id} holds label {name!r}, but domain {domain.name} has {', '.join(domain.labels)}; "
+                "correct the mask or the domain"
+            )
+
+    def _known_domain(self, case: Case) -> str | None:
+        """What is known of a training case; None: a domain that nothing can be learnt of."""
+        try:
+            found = self.registry.resolve(case)
+        except NotFoundError:
+            return None
+        return found.domain if found else None
+
+    def _doubts(self, loaded: Sample) -> tuple[str, ...]:
+        if loaded["source"] != "classifier":
+            return ()
+        if loaded["confidence"] < self.config.least_confidence or loaded["distance"] > 1:
+            return (
+                f"the domain of this image is unknown; segmented as {loaded['domain']} "
+                f"({loaded['confidence']:.2f}), state one of {', '.join(self.registry.names)} if that is wrong",
+            )
+        return (f"domain {loaded['domain']} was recognised automatically ({loaded['confidence']:.2f})",)
+
+    def _frozen_iterations(self) -> int:
+        """Iterations in which only a new domain's slot and head learn."""
+        return round(self.config.freeze_share * self.config.iterations) if self.config.added else 0
+
+
+def _named(domain: Domain, numbers: Mapping[int, str]) -> Domain:
+    """The domain with names for the labels that its cases give as bare numbers."""
+
+    def name(label: str) -> str:
+        return numbers.get(int(label), label) if label.isdigit() and label not in numbers.values() else label
+
+    values = {value: name(label) for value, label in domain.values.items()}
+    return replace(domain, labels=tuple(name(label) for label in domain.labels), values=values)
+
+
+def _axis_last(image: MetaTensor, axis: int) -> MetaTensor:
+    """Move a spatial axis to the end; the affine follows."""
+    axes = image.ndim - 1
+    axis %= axes
+    if axis == axes - 1:
+        return image
+    order = [*(a for a in range(axes) if a != axis), axis]
+    plain = image.as_tensor().permute(0, *(1 + a for a in order)).contiguous()
+    return MetaTensor(plain, affine=image.affine[:, [*order, axes]])
+
+
+def _pad_slices(slices: torch.Tensor) -> torch.Tensor:
+    """Zeros at the far ends, so that (B, C, H, W) has lengths the network can halve."""
+    missing = [-n % MULTIPLE for n in slices.shape[-2:]]
+    return nn.functional.pad(slices, [0, missing[1], 0, missing[0]])
+
+
+def _small(patches: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    """Patches (B, C, *grid) in the middle of zeros of the largest patch's size, half of it if that is long."""
+    sides = [side for n, p in zip(patches.shape[:1:-1], patch[::-1], strict=True) for side in _halves(p - n)]
+    padded = nn.functional.pad(patches, sides)
+    factor = 2 if max(patch) > LONG else 1
+    pool = nn.functional.avg_pool2d if patches.ndim == 4 else nn.functional.avg_pool3d
+    return pool(padded, factor) if factor > 1 else padded
+
+
+def _halves(missing: int) -> tuple[int, int]:
+    return missing // 2, missing - missing // 2
+
+
+def _patch(config: MultiDomainConfig) -> tuple[int, ...]:
+    """The patch with as many lengths as the network has axes."""
+    axes = config.net_axes
+    if len(config.patch) < axes:
+        return (*config.patch, *(config.patch[-1],) * (axes - len(config.patch)))
+    return config.patch[:axes]
+
+
+def _first_image(cases: Sequence[Case]) -> MetaTensor:
+    for case in cases:
+        try:
+            return read_image(case.image)
+        except MedsegError:
+            continue  # a damaged first file must not stop a run that has others
+    raise MedsegError("there is no readable image to learn from")

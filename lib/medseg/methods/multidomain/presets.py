@@ -1,0 +1,40 @@
+"""Budgets and benchmark arms of the multi-domain method."""
+
+from __future__ import annotations
+
+from medseg.methods.base import Arm, ArmGroup, Preset
+from medseg.methods.multidomain.arms import run_individual, run_transfer
+
+ON = {"contrast": {"contrast_weight": 0.1}, "prior": {"prior_weight": 0.1}}  # card sec. 5 and 6: where to start
+OFF = {"contrast_weight": 0.0, "prior_weight": 0.0}
+
+PRESETS = {
+    "cpu": Preset(
+        config={"iterations": 400, "patch": (160, 96), "width": 16, "domain_batch": 4, "validate_every": 0},
+        seeds=2,
+        labelled=9,
+        held_out=9,
+    ),
+    "paper": Preset(
+        config={"iterations": 10000, "workers": 4, "validate_every": 20},
+        seeds=3,
+        held_out=0.3,
+    ),
+}
+
+ARM_GROUPS = {
+    "segmentation": ArmGroup(  # card sec. 3
+        arms=(
+            Arm("individual", OFF, run=run_individual),
+            Arm("transfer", OFF, run=run_transfer),
+            Arm("shared", {**OFF, "domain_layers": False}),
+            Arm("domain_layers", OFF),
+            Arm("contrastive", {**OFF, **ON["contrast"]}),
+            Arm("prior", {**OFF, **ON["prior"]}),
+            Arm("full", {**ON["contrast"], **ON["prior"]}),
+            Arm("individual_3d", {**OFF, "view": "3d", "patch": (96, 96, 32), "domain_batch": 2}, run=run_individual,
+                in_default=False),
+        ),
+        metric="dice",
+    ),
+}  # fmt: skip
