@@ -27,7 +27,8 @@ def read_image(path: Path) -> MetaTensor:
     """Read an image as float32.
 
     Returns:
-        (C, *grid) with affine: 4x4 in mm for volumes, 3x3 in pixels for pictures. Axes are (x, y[, z]).
+        (C, *grid) with affine: 4x4 in mm for volumes, 3x3 in pixels for pictures, 3x3 in mm for DICOM radiographs. Axes
+        are (x, y[, z]).
 
     Raises:
         NotFoundError: no such file.
@@ -169,17 +170,35 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     dimension = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
+    if dimension == 3 and len(array) == 1 and _is_projection(path):
+        array, dimension = array[0], 2
     array = np.moveaxis(array, -1, 0)
     array = array.transpose(0, *range(dimension, 0, -1))
     if dimension == 4 and array.shape[0] == 1:  # a series of volumes: its members are channels, as in NIfTI
         array = np.moveaxis(array[0], -1, 0)
     if dimension == 2:
-        return array, np.diag([*image.GetSpacing(), 1.0])
+        return array, np.diag([*image.GetSpacing()[:2], 1.0])
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)
     affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
     return array, LPS_TO_RAS @ affine
+
+
+def _is_projection(path: Path) -> bool:
+    """Whether a DICOM file, or the first of a folder, is a picture without a place in space: CR, DX, a capture.
+
+    ITK reads every DICOM file as a volume. It also turns MONOCHROME1 into MONOCHROME2, so bones are bright.
+    """
+    file = path
+    if path.is_dir():
+        file = Path(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))[0])
+    elif (image_suffix(path) or "").lower() != ".dcm":
+        return False
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return not (reader.HasMetaDataKey("0020|0037") and reader.GetMetaData("0020|0037").strip())
 
 
 def _to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:

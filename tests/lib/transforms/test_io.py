@@ -265,3 +265,48 @@ def test_real_dicom_series_is_a_volume_in_hounsfield_units(data_dir: Path) -> No
     assert float(image.min()) < -500
     assert float(image.max()) > 300
     assert float(torch.linalg.det(image.affine[:3, :3])) != 0
+
+
+def radiograph(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2") -> Path:
+    """Write a DX image of rows of pixels, 0.4 mm high and 0.2 mm wide."""
+    pydicom = pytest.importorskip("pydicom")
+    image = sitk.GetImageFromArray(pixels[None])
+    image.SetSpacing((0.2, 0.4, 1.0))
+    image.SetMetaData("0008|0060", "DX")
+    image.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.1.1")
+    sitk.WriteImage(image, str(path))
+    header = pydicom.dcmread(path)
+    header.PhotometricInterpretation = photometric
+    header.save_as(path)
+    return path
+
+
+def test_a_dicom_radiograph_is_a_picture_with_millimetres(tmp_path: Path) -> None:
+    pixels = np.arange(60 * 40, dtype=np.uint16).reshape(60, 40)
+
+    image = read_image(radiograph(tmp_path / "a.dcm", pixels))
+
+    assert image.shape == (1, 40, 60)
+    assert np.array_equal(image[0].numpy(), pixels.T)
+    assert image.affine.tolist() == [[0.2, 0, 0], [0, 0.4, 0], [0, 0, 1]]
+
+
+def test_an_inverted_radiograph_is_turned_to_bright_bones(tmp_path: Path) -> None:
+    pixels = np.arange(60 * 40, dtype=np.uint16).reshape(60, 40)
+
+    image = read_image(radiograph(tmp_path / "a.dcm", pixels, "MONOCHROME1"))[0]
+
+    assert torch.equal(image.max() - image, torch.from_numpy(pixels.T.astype(np.float32)))
+
+
+def test_a_folder_with_one_radiograph_is_a_picture(tmp_path: Path) -> None:
+    radiograph(tmp_path / "a.dcm", np.arange(60 * 40, dtype=np.uint16).reshape(60, 40))
+
+    assert read_image(tmp_path).shape == (1, 40, 60)
+
+
+def test_a_single_slice_with_a_place_in_space_stays_a_volume(data_dir: Path) -> None:
+    file = next((data_dir / "dicom" / "ct_vhf_ankle").glob("*.dcm"))
+
+    assert read_image(file).shape[-1] == 1
+    assert read_image(file).affine.shape == (4, 4)
