@@ -82,7 +82,12 @@ class MedsegApp(MONAILabelApp):
         self.study = Study(self.settings, self.model_dir, self.studies, datastore)
         if isinstance(datastore, DicomWebDatastore):
             datastore.on_label = self.study.leases.release
+            datastore.holder = self._holder
         return datastore
+
+    def _holder(self, image_id: str) -> str:
+        lease = self.study.leases.of(image_id)
+        return lease.client if lease else ""
 
     def init_infers(self) -> dict[str, MedsegInfer]:
         """One per method; a second one, `<method>_markups`, for those that find points or lines."""

@@ -194,10 +194,9 @@ def _check_proxy(method: str, parts: list[str], options: GuardOptions) -> None:
     operation = inner.pop(0) if inner and inner[0] in DICOMWEB_OPERATIONS else ""
     if parts[:1] != ["dicom"] or not inner or inner[0] not in DICOMWEB_ROOTS:
         raise _RefusedError(403, "/proxy/dicom passes on DICOMweb paths only: studies, series, instances")
-    if method not in ("GET", "HEAD", "OPTIONS") and (operation, inner[0]) != ("stow", "studies"):
-        raise _RefusedError(
-            403, f"/proxy/dicom does not pass on {method} here; store images at /proxy/dicom/stow/studies"
-        )
+    stores = method == "POST" and inner[0] == "studies" and len(inner) <= 2 and operation != "qido"
+    if method not in ("GET", "HEAD", "OPTIONS") and not stores:
+        raise _RefusedError(403, f"/proxy/dicom does not pass on {method} here; store objects at /proxy/dicom/studies")
 
 
 def _check_query(query: str) -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.routing import APIRoute
+from monailabel.endpoints import ohif as upstream_ohif
+from monailabel.endpoints import proxy as upstream_proxy
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from medseg.server.dicom.proxy import proxy_router
 from medseg.server.endpoints import MODULES, guarded_router
 from medseg.server.guard import Guard, GuardOptions, is_local
 from medseg.server.http_errors import install_errors
+from medseg.server.ohif import ohif_router
 from medseg.server.routes import medseg_router
 from medseg.server.shutdown import end_jobs_with_the_server
 
@@ -100,9 +104,10 @@ class _Decoder:
 
 def _replace_routes(web: Any, app: Any) -> None:
     """Ours first; upstream's versions of the same go. Newer FastAPI keeps included routers whole, older ones flat."""
-    replaced = {id(module.router) for module in MODULES}
+    modules = (*MODULES, upstream_ohif, upstream_proxy)
+    replaced = {id(module.router) for module in modules}
     endpoints = {
-        id(route.endpoint) for module in MODULES for route in module.router.routes if isinstance(route, APIRoute)
+        id(route.endpoint) for module in modules for route in module.router.routes if isinstance(route, APIRoute)
     }
     web.router.routes[:] = [
         route
@@ -112,3 +117,5 @@ def _replace_routes(web: Any, app: Any) -> None:
     ]
     web.include_router(guarded_router(app))
     web.include_router(medseg_router(app))
+    web.include_router(ohif_router())
+    web.include_router(proxy_router(app))

@@ -60,6 +60,10 @@ class DicomWebDatastore(MedsegDatastore):
         codes: codes and colours of labels in DICOM SEG.
         auto_reload: look at the archive while the server runs; jobs do not.
 
+    Attributes:
+        on_label: called with the image when somebody else's segmentation became its label.
+        holder: who works on an image at present; the author of a segmentation that names none.
+
     Raises:
         ConflictError: the archive does not answer, and was never seen before.
     """
@@ -77,6 +81,7 @@ class DicomWebDatastore(MedsegDatastore):
     ) -> None:
         self.archive = archive
         self.on_label: Callable[[str], Any] = lambda image_id: None
+        self.holder: Callable[[str], str] = lambda image_id: ""
         self._modalities = frozenset(modalities)
         self._codes = codes or LabelCodes()
         self._looks = auto_reload
@@ -172,6 +177,16 @@ class DicomWebDatastore(MedsegDatastore):
         with self._looking:
             self._look()
         super().refresh()
+
+    def take_up(self, author: str = "") -> list[str]:
+        """Take up, with their voxels, segmentations that were stored just now; the images they label.
+
+        Args:
+            author: who stored them, where that is known better than they tell.
+        """
+        with self._looking:
+            labelled = self._look(author)
+        return [image for image in labelled if self.get_label_uri(image, FINAL)]
 
     def dicom_seg(self, image_id: str, mask_file: Path, facts: SegmentationFacts, labels: Mapping[str, int]) -> Dataset:
         """A mask on an image's grid as a DICOM SEG.
@@ -281,8 +296,8 @@ class DicomWebDatastore(MedsegDatastore):
         finally:
             self._looking.release()
 
-    def _look(self) -> None:
-        """Take up what is new in the archive."""
+    def _look(self, author: str = "") -> list[str]:
+        """Take up what is new in the archive; the images that got a label."""
         started = time.monotonic()
         entries = self.archive.series()
         images = {e.uid: e for e in entries if e.modality in self._modalities}
@@ -295,11 +310,12 @@ class DicomWebDatastore(MedsegDatastore):
             new = [entry for entry in images.values() if not self._registered(entry)]
             if new:
                 self._store.commit(*(_added(entry) for entry in new))
-            labelled = [image for entry, facts in found if (image := self._take(entry, facts, found))]
+            labelled = [image for entry, facts in found if (image := self._take(entry, facts, found, author))]
         for image in labelled:
             self.on_label(image)
         self._retire_vanished(segs)
         self._next_look = time.monotonic() + max(LOOK_EVERY, LOOK_SHARE * (time.monotonic() - started))
+        return labelled
 
     def _registered(self, entry: SeriesEntry) -> bool:
         record = self._store.snapshot().model.objects.get(entry.uid)
@@ -313,7 +329,9 @@ class DicomWebDatastore(MedsegDatastore):
                 if metadata:
                     yield entry, seg_facts(metadata[0])
 
-    def _take(self, entry: SeriesEntry, facts: SegFacts, found: Sequence[tuple[SeriesEntry, SegFacts]]) -> str | None:
+    def _take(
+        self, entry: SeriesEntry, facts: SegFacts, found: Sequence[tuple[SeriesEntry, SegFacts]], author: str
+    ) -> str | None:
         """Within `writing`: decide what a new segmentation is; the image that it labels."""
         if entry.uid in self._folders.catalogue.segmentations:
             return None  # saved by ourselves in the meantime
@@ -332,10 +350,10 @@ class DicomWebDatastore(MedsegDatastore):
             logger.warning("segmentation %s of image %s is not used: %s", entry.uid, facts.image, error)
             self._note(entry, facts.image, REFUSED, str(error))
             return None
-        self._register(entry, facts)
+        self._register(entry, facts, author or facts.author or self.holder(facts.image))
         return facts.image
 
-    def _register(self, entry: SeriesEntry, facts: SegFacts) -> None:
+    def _register(self, entry: SeriesEntry, facts: SegFacts, author: str) -> None:
         """Within `writing`: a segmentation becomes the finished label; its voxels are fetched when they are needed."""
         snapshot, _ = self._find(facts.image)
         self._keep_version(facts.image, FINAL, snapshot)
@@ -344,16 +362,16 @@ class DicomWebDatastore(MedsegDatastore):
             present.unlink(missing_ok=True)
         info = {
             ARCHIVED: {"series": entry.uid, "instance": facts.instance, "study": entry.study},
-            "author": facts.author,
-            "client_id": facts.author,
+            "author": author,
+            "client_id": author,
             "created": facts.created,
             "description": facts.description,
             "ts": int(time.time()),
         }
-        fields = {"image": facts.image, "tag": FINAL, "ext": IMAGE_SUFFIX, "author": facts.author}
+        fields = {"image": facts.image, "tag": FINAL, "ext": IMAGE_SUFFIX, "author": author}
         self._note(entry, facts.image, LABEL)
         self._store.commit(make_entry("label_saved", **fields, info=info))
-        logger.info("segmentation %s by %s labels image %s", entry.uid, facts.author or "unknown", facts.image)
+        logger.info("segmentation %s by %s labels image %s", entry.uid, author or "unknown", facts.image)
 
     def _retire_vanished(self, segs: Mapping[str, SeriesEntry]) -> None:
         """Labels whose segmentation somebody removed from the archive do not count any more; the history keeps them."""

@@ -1,0 +1,47 @@
+"""The web viewer's files, without a browser."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from medseg.server.ohif import PANELS, ROOT, file_of, ohif_router
+
+
+@pytest.fixture
+def client() -> TestClient:
+    web = FastAPI()
+    web.include_router(ohif_router())
+    return TestClient(web, base_url="http://127.0.0.1:8123")
+
+
+def test_files_in_folders_are_themselves(client: TestClient) -> None:
+    answer = client.get("/ohif/assets/favicon-16x16.png")
+
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content == (ROOT / "assets" / "favicon-16x16.png").read_bytes()
+
+
+@pytest.mark.parametrize("path", ["", "monai-label?StudyInstanceUIDs=1.2", "viewer", "index.html"])
+def test_the_viewers_own_routes_are_its_start_page_without_foreign_links(client: TestClient, path: str) -> None:
+    answer = client.get(f"/ohif/{path}")
+
+    assert "<title>OHIF Viewer</title>" in answer.text
+    assert "https://" not in answer.text
+    assert "http%3A%2F%2F127.0.0.1%3A8123%2F" in answer.headers["set-cookie"]
+
+
+def test_nothing_outside_the_viewer_is_served() -> None:
+    assert file_of("../index.html") is None
+    assert file_of("../../ohif.py") is None
+    assert file_of("app-config.js") == ROOT / "app-config.js"
+
+
+def test_the_segmentation_panel_stands_beside_monai_labels(client: TestClient) -> None:
+    (mode,) = [f for f in ROOT.glob("*.js") if PANELS[0] in f.read_text(encoding="utf-8")]
+
+    text = client.get(f"/ohif/{mode.name}").text
+
+    assert PANELS[1] in text
+    assert text.replace(PANELS[1], PANELS[0]) == mode.read_text(encoding="utf-8")
