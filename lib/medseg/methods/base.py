@@ -26,6 +26,7 @@ from medseg.errors import MedsegError
 from medseg.metrics.table import segmentation_metrics
 from medseg.transforms.io import PICTURES
 from medseg.transforms.labels import read_label
+from medseg.weak import WeakLabels
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -298,6 +299,7 @@ class Method(ABC):
     Class attributes beside the obvious:
         metric: the key quality figure among the values of `evaluate`.
         markups: predictions carry points or lines; viewers are offered them as a model of their own.
+        app_settings: settings of the config that differ in the app from the preset and the defaults.
         merges_instances: masks without names that number instances of one structure are learnt as one label.
     """
 
@@ -309,6 +311,7 @@ class Method(ABC):
     arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
     metric: ClassVar[str] = "dice"
     markups: ClassVar[bool] = False
+    app_settings: ClassVar[Mapping[str, Any]] = {}
     merges_instances: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, labels: Mapping[str, int]) -> None:
@@ -332,6 +335,15 @@ class Method(ABC):
     def hide_label(cls, case: Case) -> Case:
         """The case without what `is_labelled` looks for, as experiments with fewer labels show it to a method."""
         return case.without_label()
+
+    @classmethod
+    def derive_weak(cls, case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
+        """Weak labels that follow from a finished mask, for the app to keep. Default: None, nothing follows.
+
+        Raises:
+            MedsegError: the files do not fit together.
+        """
+        return None
 
     @classmethod
     def group_of(cls, case: Case) -> str:

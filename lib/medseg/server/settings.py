@@ -24,6 +24,7 @@
 | `expose_logs` | serve `/logs/`, which holds image ids and paths | false |
 | `modalities` | modalities of a DICOMweb archive whose series are images, comma separated | CT, MR, PT, NM, CR, DX |
 | `label_codes` | JSON file: SNOMED codes and colours of labels in DICOM SEG | a table of common organs |
+| `weak_labels` | CSV of weak labels, read at start for images that have no extents yet | |
 | `METHOD.KEY` | one setting of one method, `caml.iterations 400` | |
 | `set` | settings of all methods that have them, `iterations=400,patch=64,64,32` | |
 """
@@ -72,6 +73,7 @@ class AppSettings:
     expose_logs: bool = False
     modalities: tuple[str, ...] = ("CT", "MR", "PT", "NM", "CR", "DX")  # ours: grey volumes and radiographs
     label_codes: str | None = None
+    weak_labels: str | None = None
     method_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -101,7 +103,7 @@ class AppSettings:
         return settings
 
     def config(self, method: str, overrides: Mapping[str, Any] | None = None) -> MethodConfig:
-        """The config a method trains with: preset, then shared settings, then the method's own, then `overrides`.
+        """The config a method trains with: preset, then its settings for the app, then shared ones, then its own, then `overrides`.
 
         Raises:
             MedsegError: unknown setting or bad value.
@@ -112,7 +114,7 @@ class AppSettings:
         own = dict(self.method_settings.get(method, {}))
         if misplaced := sorted({*own, *(overrides or {})} & set(_METHOD_FIELDS)):
             raise MedsegError(f"{misplaced[0]} belongs to the whole study; start the server with --conf {misplaced[0]}")
-        return kind.config_class.from_dict({**preset, **shared, **own, **(overrides or {})})
+        return kind.config_class.from_dict({**preset, **kind.app_settings, **shared, **own, **(overrides or {})})
 
     def _on_gpu(self) -> bool:
         return torch.cuda.is_available() and self.device != "cpu"
