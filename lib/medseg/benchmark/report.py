@@ -88,6 +88,8 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = [plot, make_table(header, rows, {metric: higher}, caption)]
     if summary["differences"]:
         blocks.append(_difference_table(summary["differences"]))
+    if summary.get("tests"):
+        blocks.append(_test_table(summary["tests"]))
     names = list(dict.fromkeys(key for arm in summary["arms"].values() for key in arm["metrics"]))
     if names:
         all_rows = [[name, *(arm["metrics"].get(key) for key in names)] for name, arm in summary["arms"].items()]
@@ -103,6 +105,20 @@ def _difference_table(differences: Mapping[str, Any]) -> Table:
     ]
     caption = "Paired by case; the interval is a bootstrap over cases. An interval that holds 0 is no clear difference."
     return make_table(["arm", "against", "difference", "95% interval", "higher in"], rows, caption=caption)
+
+
+def _test_table(tests: Mapping[str, Any]) -> Table:
+    rows = [
+        [tests["tested"], name, d["mean"], _interval(d["ci95"]), f"{d['p']:.4f}", f"{d['p_holm']:.4f}",
+         f"{d['higher']} of {d['patients']}"]
+        for name, d in tests["against"].items()
+    ]  # fmt: skip
+    caption = (
+        "Paired by patient, mean over cases and seeds: Wilcoxon's signed-rank test, two-sided, corrected by Holm for "
+        "the number of arms; the interval is a bootstrap over patients."
+    )
+    header = ["arm", "against", "difference", "95% interval", "p", "p (Holm)", "higher in patients"]
+    return make_table(header, rows, caption=caption)
 
 
 def _cases(summary: Mapping[str, Any]) -> list[Block]:

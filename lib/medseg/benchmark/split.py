@@ -2,8 +2,8 @@
 
 Everything goes by patient and by list order or a hash of the patient's id, so the same call gives the same split on
 every machine. Cases of a held-out patient are not learnt from, not even without their mask. Where the cases fall into
-groups (`Method.group_of`: data sets, domains), labels, held-out cases and folds are dealt to the groups in turn, so that
-each of them is learnt from and reported on.
+groups (`Method.group_of`: data sets, domains), labels, held-out cases and folds are dealt to the groups in turn, so
+that each of them is learnt from and reported on.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _held_out_patients(
             f"{len(masked) - len(free)} belong to patients that train; lower --labelled or the held-out number, "
             "or add cases with masks"
         )
-    count = {group: 0 for group in _groups(free, kind)}
+    count = dict.fromkeys(_groups(free, kind), 0)
     queues = {group: list(patients) for group, patients in _patients(free, kind).items()}
     chosen: set[str] = set()
     while sum(count.values()) < wanted:

@@ -15,7 +15,7 @@ from medseg import __version__
 from medseg.benchmark.plan import Benchmark
 from medseg.benchmark.trial import Trial
 from medseg.errors import MedsegError
-from medseg.metrics.statistics import bootstrap_ci
+from medseg.metrics.statistics import bootstrap_ci, holm, wilcoxon_p
 from medseg.metrics.table import mean_table
 
 
@@ -24,8 +24,8 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
 
     Returns:
         `metric`, `unit`, `higher_is_better`, `arms` (see `summarise_arm`), `failed` (arm -> reason), `differences` of
-        every arm from the first one (paired by case, with a 95% bootstrap interval over cases), `complete`, and what
-        the benchmark was made with.
+        every arm from the first one (paired by case, with a 95% bootstrap interval over cases), `tests` of one arm
+        against each of the others (see `paired_tests`), `complete`, and what the benchmark was made with.
     """
     metric = benchmark.group.metric
     arms = {}
@@ -40,6 +40,9 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
         "higher_is_better": benchmark.group.higher_is_better,
         "arms": arms,
         "differences": differences({name: arm["cases"] for name, arm in arms.items()}),
+        "tests": paired_tests(
+            {name: arm["cases"] for name, arm in arms.items()}, benchmark.group.tested, patients(benchmark.trials)
+        ),
         "failed": dict(failed),
         "complete": all(name in arms and arms[name]["seeds"] == expected for name in benchmark.arms),
         **_made_with(benchmark),
@@ -100,6 +103,54 @@ def differences(arms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
                 "cases": len(pairs),
             }
     return result
+
+
+def patients(trials: Sequence[Trial]) -> dict[str, str]:
+    """Patient of every held-out case."""
+    return {case.id: case.patient for trial in trials for case in trial.held_out}
+
+
+def paired_tests(
+    arms: Mapping[str, Mapping[str, float]], tested: str | None, patient: Mapping[str, str]
+) -> dict[str, Any]:
+    """The tested arm against each of the others, one pair per patient (the mean over the patient's cases and seeds).
+
+    Args:
+        arms: values of every case by arm.
+        tested: name of the arm; None: the last one.
+        patient: patient of every case; cases that it does not name are patients of their own.
+
+    Returns:
+        `tested` and, by name of the other arm, `mean` difference with `ci95` (bootstrap over patients), `p` of
+        Wilcoxon's signed-rank test, `p_holm` corrected for all of them, `higher` in so many of `patients`.
+    """
+    name = tested if tested in arms else next(reversed(arms), None)
+    if name is None or len(arms) < 2:
+        return {}
+    pairs = {other: _pairs(arms[name], arms[other], patient) for other in arms if other != name}
+    pairs = {other: values for other, values in pairs.items() if values}
+    corrected = holm({other: wilcoxon_p(values) for other, values in pairs.items()})
+    against = {
+        other: {
+            "mean": float(np.mean(values)),
+            "ci95": list(bootstrap_ci(values)),
+            "p": wilcoxon_p(values),
+            "p_holm": corrected[other],
+            "higher": sum(value > 0 for value in values),
+            "patients": len(values),
+        }
+        for other, values in pairs.items()
+    }
+    return {"tested": name, "against": against}
+
+
+def _pairs(one: Mapping[str, float], two: Mapping[str, float], patient: Mapping[str, str]) -> list[float]:
+    """Differences of two arms, one per patient."""
+    found: dict[str, list[float]] = {}
+    for case in one:
+        if case in two:
+            found.setdefault(patient.get(case, case), []).append(one[case] - two[case])
+    return [float(np.mean(values)) for values in found.values()]
 
 
 def environment(device: str) -> dict[str, Any]:

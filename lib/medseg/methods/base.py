@@ -255,6 +255,7 @@ class ArmGroup:
         higher_is_better: whether a higher value is the better one.
         unit: of the value.
         timed: the value is a time or a memory, so runs take turns and have all cores.
+        tested: arm that is tested against each of the others; None: the last one.
     """
 
     arms: tuple[Arm, ...]
@@ -262,6 +263,7 @@ class ArmGroup:
     higher_is_better: bool = True
     unit: str = ""
     timed: bool = False
+    tested: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from medseg.metrics.statistics import bootstrap_ci, spearman
+from medseg.metrics.statistics import bootstrap_ci, holm, spearman, wilcoxon_p
 
 
 def test_interval_of_one_repeated_value_is_that_value():
@@ -40,3 +40,23 @@ def test_spearman_with_ties_equals_scipy():
 
 def test_spearman_of_a_constant_is_zero():
     assert spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == 0.0
+
+
+def test_wilcoxon_of_six_gains_cannot_go_below_two_in_64():
+    assert wilcoxon_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(2 / 64)
+    assert wilcoxon_p([0.1, -0.2, 0.3, -0.4, 0.5, -0.6]) > 0.5
+
+
+def test_wilcoxon_leaves_equal_pairs_out():
+    assert wilcoxon_p([0.0, 0.0]) == 1.0
+    assert wilcoxon_p([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(2 / 64)
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_tests():
+    # sorted: c 0.01 * 3, a 0.02 * 2, b 0.5 * 1
+    assert holm({"a": 0.02, "b": 0.5, "c": 0.01}) == pytest.approx({"a": 0.04, "b": 0.5, "c": 0.03})
+
+
+def test_holm_never_falls_and_never_exceeds_one():
+    assert holm({"a": 0.01, "b": 0.011}) == pytest.approx({"a": 0.02, "b": 0.02})
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}

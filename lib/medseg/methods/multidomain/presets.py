@@ -36,5 +36,6 @@ ARM_GROUPS = {
                 in_default=False),
         ),
         metric="dice",
+        tested="full",
     ),
 }  # fmt: skip
