@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch is loaded with the first method, not for a list of na
 METHODS = {
     "caml": "medseg.methods.caml.method:CAML",
     "multidomain": "medseg.methods.multidomain.method:MultiDomain",
+    "local_discrimination": "medseg.methods.local_discrimination.method:LocalDiscrimination",
     "supervised": "medseg.methods.supervised.method:Supervised",
 }
 

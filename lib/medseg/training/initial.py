@@ -1,9 +1,17 @@
-"""Start a network from the matching layers of another model."""
+"""Start a network from the matching layers of another model, of the same method or of another one.
+
+Layers are matched by name and shape, never by position. Where one network holds the other as a part (the trunk of a
+pretrained model, the student of a pair), names differ by a prefix, which is found and said.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,16 +21,41 @@ from medseg.errors import NotFoundError, UnusableInputError
 
 log = logging.getLogger(__name__)
 
+FEWEST = 8  # ours: tensors that a part must share by name and shape before it is taken for the same part
+SHARE = 0.65  # ours: and this share of the part's tensors; a decoder has half of an encoder's levels
+LOW = 0.25  # ours: below this share of loaded tensors the account is a warning
+NAMED = 6  # ours: names written out in the account
 
-def load_initial(network: nn.Module, path: Path) -> dict[str, list[str]]:
-    """Copy every tensor whose name and shape match.
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Account:
+    """What was loaded.
+
+    Attributes:
+        loaded: names in the network that were filled.
+        parts: how names were matched, "" for equal names, for example {"trunk.* as *": 96}.
+        adapted: names whose input channels were summed or repeated (grey and colour).
+        shape_differs: names in both, of different shape.
+        missing: names in the network that nothing in the file matches.
+        unused: number of tensors in the file that were not used.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)
+    adapted: list[str] = field(default_factory=list)
+    shape_differs: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: int = 0
+
+
+def load_initial(network: nn.Module, path: Path) -> Account:
+    """Copy every tensor that matches.
 
     Args:
         network: changed in place.
         path: a `model.safetensors`, or a folder that holds one.
-
-    Returns:
-        Names under "loaded", "shape_differs" and "missing" (in the network, not in the file).
 
     Raises:
         NotFoundError: no such file.
@@ -36,17 +69,127 @@ def load_initial(network: nn.Module, path: Path) -> dict[str, list[str]]:
     except Exception as error:
         raise UnusableInputError(f"init = {file} is no readable safetensors file: {error}") from error
     own = network.state_dict()
-    loaded = [name for name, value in own.items() if name in given and given[name].shape == value.shape]
-    account = {
-        "loaded": loaded,
-        "shape_differs": [name for name in own if name in given and name not in loaded],
-        "missing": [name for name in own if name not in given],
-    }
-    if not loaded:
-        raise UnusableInputError(f"init = {file} has no tensor whose name and shape match this network")
+    sources, parts = match_names(own, given)
+    account = Account(parts=parts)
     with torch.no_grad():
-        for name in loaded:
-            own[name].copy_(given[name])
-    log.info("init %s: %d of %d tensors loaded, %d with another shape, %d not in the file", file, len(loaded), len(own),
-             len(account["shape_differs"]), len(account["missing"]))  # fmt: skip
+        for name, value in own.items():
+            _fill(account, name, value, given.get(sources.get(name, "")))
+    if not account.loaded:
+        raise UnusableInputError(f"init = {file} has no tensor whose name and shape match this network")
+    account.unused = len(given) - len({sources[name] for name in account.loaded})
+    _tell(account, file, len(own))
     return account
+
+
+def match_names(own: Tensors, given: Tensors) -> tuple[dict[str, str], dict[str, int]]:
+    """Which tensor of the file belongs to which of the network.
+
+    Equal names first. Then parts whose names are equal behind a prefix, largest first: a part counts if at least
+    `FEWEST` tensors and `SHARE` of all those below its prefix agree in name and shape. Within a part, a level behind
+    which a block was put (`networks.hooks.insert_after` moves its weights to `name.0`) is found as well.
+
+    Returns:
+        Name in the network -> name in the file, and the parts with their number of tensors.
+    """
+    sources = {name: name for name in own if name in given}
+    parts = {"equal names": len(sources)} if sources else {}
+    for prefix, other in _parts(own, given):
+        below = [name for name in own if name.startswith(prefix)]
+        pairs = {name: other + name[len(prefix) :] for name in below if name not in sources}
+        pairs = {name: found for name, source in pairs.items() if (found := _find(source, own[name], given))}
+        agree = sum(given[source].shape == own[name].shape for name, source in pairs.items())
+        if agree >= FEWEST and agree >= SHARE * len(below):
+            sources.update(pairs)
+            parts[f"{other}* as {prefix}*"] = agree
+    return sources, parts
+
+
+def _parts(own: Tensors, given: Tensors) -> list[tuple[str, str]]:
+    """Prefixes (in the network, in the file) by the number of tensors that agree behind them, most first."""
+    by_end: dict[str, list[str]] = {}
+    for name in given:
+        by_end.setdefault(_end(name), []).append(name)
+    count: Counter[tuple[str, str]] = Counter()
+    for name, value in own.items():
+        for source in by_end.get(_end(name), []):
+            if given[source].shape == value.shape:
+                count.update(_prefixes(name, source))
+    return [pair for pair, number in count.most_common() if number >= FEWEST and pair != ("", "")]
+
+
+def _end(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _prefixes(name: str, source: str) -> set[tuple[str, str]]:
+    """What stands before the longest common end of two dotted names.
+
+    Where that is nothing in one of them, the first common component too: a network may share the encoder alone.
+    """
+    first, second = name.split("."), source.split(".")
+    common: list[str] = []
+    while first and second and first[-1] == second[-1]:
+        common.insert(0, first.pop())
+        second.pop()
+    found = {(_dotted(first), _dotted(second))}
+    if common and not (first and second):
+        found.add((_dotted([*first, common[0]]), _dotted([*second, common[0]])))
+    return found
+
+
+def _dotted(parts: list[str]) -> str:
+    return "".join(f"{part}." for part in parts)
+
+
+def _find(source: str, value: torch.Tensor, given: Tensors) -> str | None:
+    """`source` where the file has it, else without one `0` in it, if that is in the file with the same shape."""
+    if source in given:
+        return source
+    parts = source.split(".")
+    shorter = (".".join(parts[:i] + parts[i + 1 :]) for i, part in enumerate(parts) if part == "0")
+    return next((name for name in shorter if name in given and given[name].shape == value.shape), None)
+
+
+def _fill(account: Account, name: str, value: torch.Tensor, source: torch.Tensor | None) -> None:
+    if source is None:
+        account.missing.append(name)
+        return
+    if source.shape != value.shape:
+        fitted = _fit_channels(source, value)
+        if fitted is None:
+            account.shape_differs.append(name)
+            return
+        account.adapted.append(name)
+        source = fitted
+    value.copy_(source)
+    account.loaded.append(name)
+
+
+def _fit_channels(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor | None:
+    """A first convolution for grey images from one for colour (summed), or the reverse (shared among the channels)."""
+    is_convolution = source.ndim == value.ndim >= 4 and source.shape[:1] + source.shape[2:] == (
+        value.shape[:1] + value.shape[2:]
+    )
+    if not is_convolution or 1 not in (source.shape[1], value.shape[1]):
+        return None
+    channels = value.shape[1]
+    return source.sum(dim=1, keepdim=True) if channels == 1 else source.expand_as(value) / channels
+
+
+def _tell(account: Account, file: Path, total: int) -> None:
+    """The account for people; a warning where little was loaded."""
+    loaded = len(account.loaded)
+    level = logging.WARNING if loaded < LOW * total else logging.INFO
+    parts = "; ".join(f"{part}: {number}" for part, number in account.parts.items())
+    log.log(level, "init %s: %d of %d tensors loaded (%s)", file, loaded, total, parts)
+    rest: list[tuple[str, Any]] = [
+        ("input channels adapted", account.adapted),
+        ("of another shape", account.shape_differs),
+        ("not in the file", account.missing),
+    ]
+    for title, names in rest:
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            log.info("init: %s: %s%s", title, ", ".join(names[:NAMED]), more)
+    if account.unused:
+        log.info("init: %d tensors of the file are not used here", account.unused)

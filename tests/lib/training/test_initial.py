@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medseg.errors import NotFoundError, UnusableInputError
+from medseg.methods.local_discrimination.network import EmbeddingNet
+from medseg.networks.hooks import insert_after
+from medseg.networks.vnet import VNet
 from medseg.training.initial import load_initial
 
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
+
+
+def vnet(channels: int = 1, classes: int = 3) -> VNet:
+    return VNet(channels, classes, spatial_dims=2, width=4, norm="instance")
+
+
+def save(network: nn.Module, path: Path) -> Path:
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    return path
 
 
 def test_matching_layers_are_copied_and_the_others_named(tmp_path: Path) -> None:
@@ -24,22 +37,88 @@ def test_matching_layers_are_copied_and_the_others_named(tmp_path: Path) -> None
 
     account = load_initial(net, tmp_path)
 
-    assert account == {
-        "loaded": ["0.weight", "0.bias"],
-        "shape_differs": ["1.weight"],
-        "missing": ["1.bias", "2.weight", "2.bias"],
-    }
+    assert account.loaded == ["0.weight", "0.bias"]
+    assert account.shape_differs == ["1.weight"]
+    assert account.missing == ["1.bias", "2.weight", "2.bias"]
+    assert account.unused == 2
     assert torch.equal(net[0].weight, torch.ones(4, 3))
     assert torch.equal(net[1].weight, before)
 
 
-def test_file_itself_may_be_named(tmp_path: Path) -> None:
+def test_trunk_of_a_pretrained_network_gives_equal_maps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pretrained, net = EmbeddingNet(1, 2, 2, 4, "instance", 8, 4), vnet().eval()
+    file = save(pretrained, tmp_path / "a.safetensors")
+
+    account = load_initial(net, file)
+
+    image = torch.randn(1, 1, 32, 32)
+    assert torch.equal(net.with_embedding(image)[1], pretrained.maps(image)[0])
+    assert account.parts == {"trunk.* as *": len(account.loaded)}
+    assert account.shape_differs == ["head.weight", "head.bias"]
+    assert account.missing == []
+
+
+def test_part_of_a_network_starts_from_a_whole_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, net = vnet(), nn.ModuleDict({"student": vnet(), "other": nn.Linear(2, 2)})
+    file = save(source, tmp_path / "a.safetensors")
+
+    account = load_initial(net, file)
+
+    assert all(torch.equal(net["student"].state_dict()[key], value) for key, value in source.state_dict().items())
+    assert account.missing == ["other.weight", "other.bias"]
+
+
+def test_encoder_alone_and_levels_with_a_block_behind_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = nn.ModuleDict({"trunk": vnet()})
+    net = nn.ModuleDict({"encoder": vnet().encoder, "head": nn.Sequential(*(nn.Linear(2, 2) for _ in range(30)))})
+    insert_after(net["encoder"], "levels.3", nn.Identity())
+    file = save(source, tmp_path / "a.safetensors")
+
+    account = load_initial(net, file)
+
+    assert torch.equal(
+        net["encoder"].levels[3][0].units[0][0].weight, source["trunk"].encoder.levels[3].units[0][0].weight
+    )
+    assert all(name.startswith("head.") for name in account.missing)
+
+
+def test_encoder_levels_are_not_taken_for_decoder_levels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, net = nn.ModuleDict({"decoder": vnet().decoder}), nn.ModuleDict({"encoder": vnet().encoder})
+    file = save(source, tmp_path / "a.safetensors")
+
+    with pytest.raises(UnusableInputError, match="no tensor whose name and shape match"):
+        load_initial(net, file)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(3, 1), (1, 3)])
+def test_grey_and_colour_answer_alike_to_a_grey_picture(tmp_path: Path, given: int, wanted: int) -> None:
+    torch.manual_seed(0)
+    source, net = vnet(channels=given), vnet(channels=wanted)
+    file = save(source, tmp_path / "a.safetensors")
+
+    account = load_initial(net, file)
+
+    grey = torch.randn(1, 1, 32, 32)
+    assert account.adapted == ["encoder.levels.0.units.0.0.weight"]
+    expected = source.encoder(grey.expand(-1, given, -1, -1))[0]
+    assert torch.allclose(net.encoder(grey.expand(-1, wanted, -1, -1))[0], expected, atol=1e-5)
+
+
+def test_account_is_printed_and_warns_of_little(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file({"2.bias": torch.full((2,), 7.0)}, tmp_path / "a.safetensors")
     net = network()
 
-    load_initial(net, tmp_path / "a.safetensors")
+    with caplog.at_level(logging.INFO):
+        load_initial(net, tmp_path / "a.safetensors")
 
     assert net[2].bias.tolist() == [7.0, 7.0]
+    assert "1 of 6 tensors loaded (equal names: 1)" in caplog.text
+    assert "not in the file: 0.weight, 0.bias, 1.weight, 1.bias, 2.weight" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_nothing_to_start_from_is_one_sentence(tmp_path: Path) -> None:

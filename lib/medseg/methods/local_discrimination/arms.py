@@ -1,0 +1,148 @@
+"""Benchmark arms: fine-tuning from random and from pretrained weights at equal budget, and cold start.
+
+Arms of one seed share one pretraining, which stands beside the runs; its cost is told in every arm that uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.cases import Case
+from medseg.errors import ConflictError, MedsegError
+from medseg.files import read_json
+from medseg.methods.base import Arm
+from medseg.methods.local_discrimination.selection import k_centre, typical_first
+
+log = logging.getLogger(__name__)
+
+LABELS = (2, 5, 10)
+FIRST = 5  # labels of the cold-start arms
+WAIT = 7200.0  # ours: longest wait, in seconds, for another run that pretrains
+
+
+def segmentation_arms() -> tuple[Arm, ...]:
+    """`random_2` ... `pretrained_10`."""
+    return tuple(
+        Arm(f"{start}_{count}", run=partial(fine_tune, count=count, pretrained=start == "pretrained"))
+        for start in ("random", "pretrained")
+        for count in LABELS
+    )
+
+
+def cold_start_arms() -> tuple[Arm, ...]:
+    """The first five labels by chance, by typicality, by k-centre."""
+    return tuple(
+        Arm(name, run=partial(cold_start, choose=choose))
+        for name, choose in (("random", _by_chance), ("typicality", _typical), ("k_centre", _spread))
+    )
+
+
+def fine_tune(ctx: Any, count: int, pretrained: bool) -> dict[str, Any]:
+    """Train `supervised` on `count` labels, drawn by the seed and the same for both starts.
+
+    Args:
+        ctx: `medseg.benchmark.arms.ArmContext`.
+        count: labels.
+        pretrained: start from the trunk that was pretrained on all training images without labels.
+    """
+    labelled = [case for case in ctx.training_cases if case.label is not None]
+    if len(labelled) < count:
+        raise MedsegError(f"this arm needs {count} labelled training cases, there are {len(labelled)}")
+    chosen = _by_chance(labelled, None, ctx.seed)[:count]
+    return _train_on(ctx, chosen, pretrain(ctx) if pretrained else None)
+
+
+def cold_start(ctx: Any, choose: Callable[..., list[Case]]) -> dict[str, Any]:
+    """Choose the first labels, then fine-tune from the pretrained trunk on them."""
+    labelled = [case for case in ctx.training_cases if case.label is not None]
+    if len(labelled) < FIRST:
+        raise MedsegError(f"this arm needs {FIRST} labelled training cases, there are {len(labelled)}")
+    folder = pretrain(ctx)
+    chosen = choose(labelled, lambda: describe(ctx, folder, labelled), ctx.seed)[:FIRST]
+    result = _train_on(ctx, chosen, folder)
+    result["chosen"] = [case.id for case in chosen]
+    return result
+
+
+def pretrain(ctx: Any, overrides: Mapping[str, Any] | None = None, name: str = "pretraining") -> Path:
+    """Pretrain on all training images without their labels, once for all arms with the same settings and seed.
+
+    Returns:
+        The model's folder; `metrics.json` in it tells seconds and iterations.
+    """
+    values = {"iterations": ctx.config.pretraining, "landmarks": (), "templates": 0, **(overrides or {})}
+    cases = tuple(ctx.method.hide_label(case) for case in ctx.training_cases)
+    text = json.dumps([{**ctx.config.to_dict(), **values}, [case.id for case in cases]], sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:8]
+    ctx.out.mkdir(parents=True, exist_ok=True)
+    folder = f"../../shared/{name}_seed{values.get('seed', ctx.seed)}_{key}"
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            ctx.train(values, folder, cases=cases)
+            return Path(ctx.out / folder).resolve()
+        except ConflictError:  # another run of this benchmark is at it
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2.0)
+
+
+def cost(folder: Path | None) -> dict[str, Any]:
+    """What a pretraining cost: seconds and iterations; {} without one."""
+    metrics = read_json(folder / "metrics.json", default={}) if folder else {}
+    return {f"pretraining_{key}": metrics[key] for key in ("seconds", "iterations") if key in metrics}
+
+
+def describe(ctx: Any, folder: Path, cases: Sequence[Case]) -> np.ndarray:
+    """Descriptors (n, d) of images by a pretrained model."""
+    predictor = ctx.predictor(folder)
+    return np.asarray([predictor.score(case).features for case in cases], dtype=np.float64)
+
+
+def fine_tuning(ctx: Any, folder: Path | None) -> dict[str, Any]:
+    """Settings of `supervised` that fit the pretrained trunk."""
+    config = ctx.config
+    return {
+        "network": "vnet",
+        "width": config.width,
+        "norm": config.norm,
+        "dropout": 0.0,  # ours: it slows the few iterations down, from either start
+        "iterations": ctx.iterations,
+        "labelled_batch": config.image_batch,
+        "learning_rate": config.finetune_learning_rate,
+        "lr_schedule": "poly",
+        "init": str(folder) if folder else None,
+    }
+
+
+def _train_on(ctx: Any, chosen: Sequence[Case], folder: Path | None) -> dict[str, Any]:
+    predictor = ctx.train(fine_tuning(ctx, folder), cases=tuple(chosen), method="supervised")
+    trained = read_json(ctx.out / "model" / "metrics.json", default={})
+    return {
+        "cases": ctx.evaluate(predictor),
+        "iterations": ctx.iterations,
+        "seconds": trained.get("seconds"),
+        **cost(folder),
+    }
+
+
+def _by_chance(cases: Sequence[Case], features: Any, seed: int) -> list[Case]:
+    order = np.random.default_rng(seed).permutation(len(cases))
+    return [cases[row] for row in order]
+
+
+def _typical(cases: Sequence[Case], features: Callable[[], np.ndarray], seed: int) -> list[Case]:
+    return [cases[pick.row] for pick in typical_first(features(), (), FIRST, seed)]
+
+
+def _spread(cases: Sequence[Case], features: Callable[[], np.ndarray], seed: int) -> list[Case]:
+    return [cases[pick.row] for pick in k_centre(features(), (), FIRST)]

@@ -1,0 +1,115 @@
+"""One-shot landmarks: templates into the bank, landmarks as markups, errors in mm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from monai.data import MetaTensor
+
+from medseg.cases import Case
+from medseg.methods.base import Markup, TrainingSet
+from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
+from medseg.methods.local_discrimination.matching import TemplateBank, embed_pyramid, find_landmarks
+from medseg.methods.local_discrimination.points import to_world, world_of
+from medseg.transforms.io import read_image
+
+if TYPE_CHECKING:
+    from medseg.methods.local_discrimination.method import LocalDiscrimination
+
+RADII = (2.0, 2.5, 3.0, 4.0)
+"""Distances in mm within which a landmark counts as found (card sec. 3)."""
+
+
+def is_marked(case: Case) -> bool:
+    """Whether a case has landmarks."""
+    return case.weak is not None and bool(case.weak.landmarks)
+
+
+def without_landmarks(case: Case) -> Case:
+    """The case without its landmarks; other weak labels stay."""
+    if case.weak is None:
+        return case
+    return replace(case, weak=case.weak.model_copy(update={"landmarks": {}}))
+
+
+def build_bank(config: LocalDiscriminationConfig) -> TemplateBank:
+    """An empty bank."""
+    return TemplateBank(
+        config.templates, len(config.landmarks), config.dimension, config.embedding, config.pyramid, config.window
+    )
+
+
+def bank_of(method: LocalDiscrimination) -> TemplateBank:
+    """The method's bank."""
+    bank = method.network.get_submodule("bank")
+    assert isinstance(bank, TemplateBank)
+    return bank
+
+
+def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
+    """Put the first templates of the training cases into the bank."""
+    network, config = method.network, method.config
+    was_training = network.training
+    network.eval()
+    names = {name: index for index, name in enumerate(config.landmarks)}
+    slot = 0
+    for case in training.cases:
+        if slot == config.templates:
+            break
+        loaded = training.load(case) if is_marked(case) else {}
+        points = {names[name]: point for name, point in loaded.get("landmarks", {}).items() if name in names}
+        if points:
+            image = loaded["image"]
+            maps = embed_pyramid(network, image, config.pyramid)
+            bank_of(method).put(slot, maps, points, image.shape[1:])
+            slot += 1
+    network.train(was_training)
+
+
+def predict(method: LocalDiscrimination, image: MetaTensor) -> tuple[Markup, tuple[str, ...]]:
+    """Landmarks of an image as fiducials, and a warning that names those that are unsure."""
+    config, bank = method.config, bank_of(method)
+    maps = embed_pyramid(method.network, image, config.pyramid)
+    found = find_landmarks(bank, maps, image.shape[1:], config.search, config.matching)
+    kept = [index for index in range(len(config.landmarks)) if bool(bank.known[:, index].any())]
+    world = to_world(found.points.cpu(), image)
+    confidence = [round(float(found.confidence[index]), 3) for index in kept]
+    markup = Markup(
+        kind="Fiducial",
+        name="landmarks",
+        points=tuple(tuple(round(float(x), 3) for x in world[index]) for index in kept),
+        labels=tuple(config.landmarks[index] for index in kept),
+        confidence=tuple(confidence),
+    )
+    unsure = [config.landmarks[i] for i, c in zip(kept, confidence, strict=True) if c < config.confident]
+    if not unsure:
+        return markup, ()
+    return markup, (f"{len(unsure)} of {len(kept)} landmarks are unsure, look at them first: {', '.join(unsure)}",)
+
+
+def radial_errors(markup: Markup, case: Case, pixel_mm: float) -> dict[str, float]:
+    """Mean radial error and share of landmarks within 2, 2.5, 3 and 4 mm.
+
+    Args:
+        markup: fiducials labelled by name.
+        case: with the true landmarks.
+        pixel_mm: size of a picture's pixel; volumes are in mm already.
+    """
+    original = read_image(case.image)
+    unit = pixel_mm if original.ndim == 3 else 1.0
+    found = dict(zip(markup.labels, markup.points, strict=True))
+    truth = {name: point for name, point in world_of(case, original).items() if name in found}
+    if not truth:
+        return {}
+    errors = [unit * math.dist(found[name], point.tolist()) for name, point in truth.items()]
+    return error_table(errors)
+
+
+def error_table(errors: list[float]) -> dict[str, float]:
+    """`radial_error_mm` and `success_<r>mm` of distances in mm."""
+    values = torch.tensor(errors, dtype=torch.float64)
+    table = {"radial_error_mm": float(values.mean())}
+    return table | {f"success_{radius:g}mm": float((values <= radius).double().mean()) for radius in RADII}

@@ -1,0 +1,274 @@
+"""Local discrimination: pixel embeddings from images, labelled or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from monai.data import MetaTensor
+from monai.losses import DiceCELoss
+from torch import nn
+
+from medseg.cases import Case
+from medseg.errors import MedsegError
+from medseg.methods.base import (
+    Batch,
+    Measurement,
+    MethodConfig,
+    Prediction,
+    Sample,
+    Score,
+    StepOutput,
+    Stream,
+    Supervision,
+    TrainingSet,
+)
+from medseg.methods.local_discrimination import landmarks
+from medseg.methods.local_discrimination.appearance import vary_appearance
+from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
+from medseg.methods.local_discrimination.fields import body
+from medseg.methods.local_discrimination.network import EmbeddingNet
+from medseg.methods.local_discrimination.points import names_of, pixel_size, voxels_of
+from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
+from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
+from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
+from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
+from medseg.methods.patches import PatchMethod, normalise, normalised_entropy, random_crop
+from medseg.transforms.grid import resize, to_canonical
+from medseg.transforms.io import read_image
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = 8  # ours: images with landmarks that are kept; matching time grows with them
+
+
+class LocalDiscrimination(PatchMethod):
+    """A V-Net learns, without labels, a unit vector for every voxel and a soft map of K regions.
+
+    The same place in two views must match (patch discrimination), a mixed image must have mixed vectors, and region k
+    of every image must resemble region k of the others (region discrimination). Other methods start from its trunk
+    (`init`); with `shapes` it segments from a shape prior alone; with landmarks in one image it finds them in others.
+
+    Source: Chen et al., Local discrimination, TPAMI 2023, arXiv 2108.09440; IPMI 2021, arXiv 2012.09333.
+    Deviation: stated where each part is: `network`, `views`, `pretraining`, `shapes`, `matching`.
+    """
+
+    name = "local_discrimination"
+    title = "Local discrimination: embeddings from unlabelled images"
+    supervision = frozenset({Supervision.UNLABELLED, Supervision.LANDMARKS})
+    config_class = LocalDiscriminationConfig
+    config: LocalDiscriminationConfig
+    network: EmbeddingNet
+    presets: ClassVar = PRESETS
+    arm_groups: ClassVar = ARM_GROUPS
+    metric = "retrieval"
+    markups = True
+
+    # -- set-up ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
+        """Besides axes, channels and scale: names of landmarks, number of templates, size of a pixel."""
+        fitted = super().fit_config(config, cases)
+        assert isinstance(fitted, LocalDiscriminationConfig)
+        marked = [case for case in cases if case.weak and case.weak.landmarks]
+        values: dict[str, object] = {
+            "landmarks": fitted.landmarks or names_of(marked),
+            "templates": fitted.templates or min(len(marked), TEMPLATES),
+        }
+        if fitted.dimension == 2 and not fitted.pixel_mm:
+            values["pixel_mm"] = pixel_size(cases)
+        return fitted.with_overrides(values)
+
+    @classmethod
+    def is_labelled(cls, case: Case) -> bool:
+        """A mask or landmarks."""
+        return case.label is not None or landmarks.is_marked(case)
+
+    @classmethod
+    def hide_label(cls, case: Case) -> Case:
+        """Without mask and landmarks."""
+        return landmarks.without_landmarks(case.without_label())
+
+    @classmethod
+    def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
+        """As found; none are needed."""
+        return dict(found)
+
+    def build_network(self) -> nn.Module:
+        """Trunk, heads and, where there are landmarks, the bank of templates."""
+        config = self.config
+        self.pretraining = Pretraining(config)
+        self.shapes: list[torch.Tensor] = []
+        network = EmbeddingNet(
+            config.channels, 2, config.dimension, config.width, config.norm, config.embedding, config.regions
+        )
+        if config.landmarks and config.templates:
+            network.bank = landmarks.build_bank(config)
+        return network
+
+    def streams(self, cases: Sequence[Case]) -> list[Stream]:
+        """Every image, labelled or not."""
+        if not cases:
+            raise MedsegError("local discrimination needs at least 1 image, got 0")
+        if len(cases) < self.config.image_batch:
+            log.warning("%d images are few to learn places from; add unlabelled ones", len(cases))
+        if self.config.shapes and not self.shapes:
+            self.shapes = read_shapes(Path(self.config.shapes), self.config.scale, self.dimension)
+            log.info("%d shapes from %s", len(self.shapes), self.config.shapes)
+        return [Stream("images", tuple(cases), self.config.image_batch)]
+
+    def load(self, case: Case) -> Sample:
+        """Read an image onto the network's grid; its mask is not looked at.
+
+        Grey images among colour ones (or the reverse) are converted. Returns `image` (C, *grid) float32, `inside`
+        (*grid) bool, the part that is not empty background, and `landmarks`, name -> voxel.
+        """
+        original = convert_channels(read_image(case.image), self.config.channels)
+        self._check_image(case, original)
+        canonical = to_canonical(original)
+        image = resize(canonical, self._working_size(canonical))
+        places = voxels_of(case, original, image)
+        return {"image": normalise(image), "inside": body(image), "landmarks": places, "case": _number(case.id)}
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Two views with matched points and, where there is a shape prior, a picture of a shape."""
+        config, image, inside = self.config, loaded["image"].as_tensor(), loaded["inside"]
+        places = torch.nonzero(inside)
+        start = places[int(torch.randint(len(places), (1,), generator=generator))].float()
+        views = draw_views(image.shape[1:], start, config.views, generator)
+        at, (points_a, points_b), valid = draw_points(views, inside, config.points, config.near, generator)
+        view_a, view_b = (vary_appearance(v.render(image), config.appearance, generator) for v in views)
+        pixels = lattice(config.patch, config.points)
+        other, shown = partners(views, pixels, image.shape[1:])
+        low, high = MIX_SHARE
+        drawn = {
+            "view_a": view_a,
+            "view_b": view_b,
+            "points_a": points_a,
+            "points_b": points_b,
+            "places": at,
+            "valid": valid,
+            "pixels": pixels,
+            "partners": other,
+            "shown": shown,
+            "share": low + (high - low) * torch.rand((), generator=generator),
+            "case": torch.tensor(loaded["case"]),
+        }
+        return drawn | (self._sample_shape(image, generator) if self.shapes else {})
+
+    def _sample_shape(self, image: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        shape = self.shapes[int(torch.randint(len(self.shapes), (1,), generator=generator))]
+        views = draw_views(shape.shape[1:], torch.tensor(shape.shape[1:]) / 2, self.config.views, generator)
+        mask = (views[0].render(shape) > 0.5).float()
+        ground = random_crop({"image": image}, self.config.patch, 0.0, generator)["image"]
+        picture, mask = render_shape(mask, ground, self.config.polarity, generator)
+        return {"shape_image": picture, "shape_mask": mask}
+
+    def training_step(self, batch: Batch, iteration: int) -> StepOutput:
+        """Patch discrimination and mixup; after the warm-up also regions; with a shape prior its segmentation."""
+        views = batch["images"]
+        regions = iteration >= self.config.warmup * self.config.iterations
+        terms = self.pretraining.terms(self.network, views, regions)
+        if "shape_image" in views:
+            logits = self.network(views["shape_image"]).float()
+            criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+            terms["shape"] = self.config.shape_weight * criterion(logits, views["shape_mask"])
+        loss = torch.stack([term for name, term in terms.items() if name != "retrieval"]).sum()
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam (card sec. 6)."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+
+    def conclude(self, training: TrainingSet) -> None:
+        """Keep the templates' windows."""
+        if hasattr(self.network, "bank"):
+            landmarks.fill_bank(self, training)
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    def predict(self, loaded: Sample) -> Prediction:
+        """Mask of the shape prior, landmarks of the templates, and how well places are told apart."""
+        image = loaded["image"]
+        prediction = Prediction(probabilities=None)
+        if self.config.shapes:
+            probabilities = self.slide(image, lambda x: torch.softmax(self.network(x).float(), dim=1))
+            prediction = Prediction(
+                MetaTensor(probabilities, affine=image.affine),
+                MetaTensor(normalised_entropy(probabilities), affine=image.affine),
+            )
+        if hasattr(self.network, "bank"):
+            markup, warnings = landmarks.predict(self, image)
+            prediction.markups, prediction.warnings = (markup,), warnings
+        prediction.measurements["retrieval"] = Measurement(100 * self.retrieval(loaded), "%")
+        return prediction
+
+    @torch.no_grad()
+    def retrieval(self, loaded: Sample) -> float:
+        """Share of 100 places of an image that are found again in a turned, warped and re-lit view of it, in [0, 1]."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = self.sample(loaded, "images", generator)
+        device = self.network.prototypes.device
+        a, b = (
+            self.network.vectors_at(
+                self.network.maps(drawn[f"view_{v}"][None].to(device)), drawn[f"points_{v}"][None].to(device)
+            )
+            for v in "ab"
+        )
+        return float(retrieval(a, b, drawn["valid"][None].to(device)))
+
+    def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
+        """Dice of the shape prior's mask, distances of landmarks, retrieval: whatever the case can be judged by."""
+        values = {"retrieval": prediction.measurements["retrieval"].value / 100}
+        if truth is not None and prediction.mask is not None:
+            first = MetaTensor((truth.as_tensor() == 1).to(torch.uint8), affine=truth.affine)
+            values |= super().evaluate(prediction, case, first)
+        if prediction.markups and landmarks.is_marked(case):
+            values |= landmarks.radial_errors(prediction.markups[0], case, self.config.pixel_mm or 1.0)
+        return values
+
+    def quality(self, metrics: Mapping[str, float]) -> float:
+        """Share of landmarks within 4 mm, else Dice, else retrieval."""
+        return next(metrics[key] for key in ("success_4mm", "dice", "retrieval") if key in metrics)
+
+    @torch.no_grad()
+    def score(self, loaded: Sample) -> Score:
+        """How often the places of an image are not found again; its mean vector for diversity."""
+        image = loaded["image"]
+        missed = 1 - self.retrieval(loaded)
+        return Score(
+            missed,
+            f"{100 * missed:.0f} % of its places are not recognised again",
+            {"missed": missed},
+            tuple(self.features(image).tolist()),
+        )
+
+    @torch.no_grad()
+    def features(self, image: MetaTensor) -> torch.Tensor:
+        """Descriptor of an image: mean vector in each cell of a coarse grid, so that place counts (64 or 27 cells)."""
+        shrink = max(1.0, max(image.shape[1:]) / (64 if self.dimension == 3 else 160))
+        small = resize(image, [max(32, round(n / shrink)) for n in image.shape[1:]])
+        maps = self.network.maps(small.as_tensor()[None].to(self.network.prototypes.device))
+        vectors = self.network.dense(maps, 1)[0]
+        pool = nn.AdaptiveAvgPool3d(3) if self.dimension == 3 else nn.AdaptiveAvgPool2d(8)
+        return nn.functional.normalize(pool(vectors).flatten().cpu(), dim=0)
+
+
+def convert_channels(image: MetaTensor, channels: int) -> MetaTensor:
+    """Grey as colour (repeated) or colour as grey (mean); anything else is left as it is."""
+    if image.shape[0] == channels or 1 not in (image.shape[0], channels):
+        return image
+    plain = image.as_tensor()
+    shape = (channels, *image.shape[1:])
+    return MetaTensor(plain.expand(shape) if image.shape[0] == 1 else plain.mean(0, keepdim=True), affine=image.affine)
+
+
+def _number(identifier: str) -> int:
+    """A number of a case that is the same in every process."""
+    return int.from_bytes(identifier.encode()[-7:], "big")
