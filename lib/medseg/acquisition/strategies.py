@@ -7,6 +7,8 @@ without a score come after those with one, in the stable random order of `random
 from __future__ import annotations
 
 import hashlib
+import heapq
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +21,17 @@ UNSCORED_WHY = "not scored yet, random order"
 
 @dataclass(frozen=True)
 class Candidate:
-    """An unlabelled image; `value` is None where it has no score of the present model."""
+    """An unlabelled image; `value` is None where it has no score of the present model.
+
+    Attributes:
+        stratum: what it shares with other images (a domain, a patient), for `stratified`.
+    """
 
     id: str
     value: float | None = None
     why: str = ""
     features: tuple[float, ...] = ()
+    stratum: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,40 @@ def first(candidates: Sequence[Candidate]) -> list[Scored]:
 def random_order(candidates: Sequence[Candidate], seed: int = 0, why: str = RANDOM_WHY) -> list[Scored]:
     """By a hash of seed and id: random to the eye, and the same after a restart or when images come and go."""
     return [Scored(c.id, None, why) for c in sorted(candidates, key=lambda c: _draw(c.id, seed))]
+
+
+def stratified(candidates: Sequence[Candidate], covered: Sequence[str] = (), seed: int = 0) -> list[Scored]:
+    """Random, but spread over strata: the next image is of the stratum of which the smallest share is labelled.
+
+    Every stratum gets its first label before any gets a second one; from then on labels follow the strata's sizes
+    (Adams' method of apportionment). Within a stratum, and between equal shares, the stable random order decides. With
+    one image per stratum, or one stratum, this is `random_order`.
+
+    Args:
+        candidates: images with their `stratum`.
+        covered: the stratum of each labelled image.
+        seed: of the stable random order.
+    """
+    order = random_order(candidates, seed)
+    stratum = {c.id: c.stratum for c in candidates}
+    done = Counter(covered)
+    waiting: dict[str, deque[tuple[int, Scored]]] = defaultdict(deque)
+    for place, scored in enumerate(order):
+        waiting[stratum[scored.id]].append((place, scored))
+    total = {name: len(queue) + done[name] for name, queue in waiting.items()}
+    heap = [(done[name] / total[name], queue[0][0], name) for name, queue in waiting.items()]
+    heapq.heapify(heap)
+    ranked = []
+    while heap:
+        _, _, name = heapq.heappop(heap)
+        _, scored = waiting[name].popleft()
+        ranked.append(
+            replace(scored, why=f"random within {name!r}, of which {done[name]} of {total[name]} are labelled")
+        )
+        done[name] += 1
+        if waiting[name]:
+            heapq.heappush(heap, (done[name] / total[name], waiting[name][0][0], name))
+    return ranked
 
 
 def by_score(candidates: Sequence[Candidate], seed: int = 0) -> list[Scored]:

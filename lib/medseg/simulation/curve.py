@@ -39,7 +39,7 @@ from medseg.transforms.io import read_mask, write_volume
 logger = logging.getLogger(__name__)
 
 DRAWN_CASES = 2  # ours: test cases whose masks are kept for the report
-WITHOUT_SCORES = ("random", "first")
+WITHOUT_SCORES = ("random", "stratified", "first")
 
 
 @dataclass(frozen=True)

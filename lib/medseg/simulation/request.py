@@ -22,7 +22,7 @@ class SimulationRequest:
         method: name in the table of methods.
         data: data folders; cases without a mask are left out.
         out: folder of the summary, the report and the runs.
-        strategies: names the server offers: `random`, `first`, `<method>`, `<method>_diverse`, ...
+        strategies: names the server offers: `random`, `stratified`, `first`, `<method>`, `<method>_diverse`, ...
         rounds: labelling rounds after the first training.
         per_round: images labelled in each of them.
         seeds: number of seeds; a seed has its own initial labels, the same for all strategies.
@@ -85,7 +85,7 @@ class SimulationRequest:
             raise MedsegError(f"--strategies is {', '.join(self.strategies) or 'empty'}; name each strategy once")
         for name in self.strategies:  # becomes a folder
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-                raise MedsegError(f"there is no strategy {name!r}; use random, first or {self.method}")
+                raise MedsegError(f"there is no strategy {name!r}; use random, stratified, first or {self.method}")
         self.method_settings()
 
     def load(self) -> tuple[list[Case], dict[str, int]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order
+from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order, stratified
 
 
 def ids(scored: list) -> list[str]:
@@ -77,3 +77,32 @@ def test_diverse_returns_every_image_once(features: tuple[float, ...]) -> None:
 
 def test_strategies_take_an_empty_pool() -> None:
     assert first([]) == random_order([]) == by_score([]) == diverse([]) == []
+
+
+def test_stratified_visits_every_stratum_and_then_follows_their_sizes() -> None:
+    images = [Candidate(f"a{n}", stratum="a") for n in range(8)] + [Candidate(f"b{n}", stratum="b") for n in range(4)]
+
+    ranked = stratified(images, seed=3)
+
+    assert sorted(ids(ranked)) == sorted(c.id for c in images)
+    assert {i[0] for i in ids(ranked)[:2]} == {"a", "b"}
+    assert [sum(i[0] == "b" for i in ids(ranked)[:n]) for n in (3, 6, 9, 12)] == [1, 2, 3, 4]
+    within = [i for i in ids(ranked) if i[0] == "a"]
+    assert within == [i for i in ids(random_order(images, seed=3)) if i[0] == "a"]
+    assert ranked[-1].why in ("random within 'a', of which 7 of 8 are labelled",
+                              "random within 'b', of which 3 of 4 are labelled")  # fmt: skip
+
+
+def test_stratified_starts_where_least_is_labelled() -> None:
+    images = [Candidate(f"a{n}", stratum="a") for n in range(4)] + [Candidate("b0", stratum="b")]
+
+    assert ids(stratified(images, ["b"] * 9))[-1] == "b0"
+    assert stratified(images, ["a"])[0].id == "b0"
+
+
+def test_stratified_without_strata_is_random() -> None:
+    images = [Candidate(f"i{n}") for n in range(6)]
+
+    assert ids(stratified(images, seed=2)) == ids(random_order(images, seed=2))
+    alone = [Candidate(c.id, stratum=c.id) for c in images]
+    assert ids(stratified(alone, seed=2)) == ids(random_order(images, seed=2))

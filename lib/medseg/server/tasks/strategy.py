@@ -10,7 +10,7 @@ from typing import Any
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from medseg.acquisition.score_store import StoredScore
-from medseg.acquisition.strategies import Candidate, Scored, by_score, diverse, first, random_order
+from medseg.acquisition.strategies import Candidate, Scored, by_score, diverse, first, random_order, stratified
 from medseg.server.tasks.study import Study
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,27 @@ class MedsegStrategy(Strategy):
         return [scores[i].features for i in sorted(taken) if i in scores and scores[i].features]
 
 
+class StratifiedStrategy(MedsegStrategy):
+    """Random order spread over domains, or over patients in a study of one domain.
+
+    Args:
+        study: the study.
+        seed: of the stable random order.
+    """
+
+    def __init__(self, study: Study, seed: int) -> None:
+        super().__init__(study, "stratified", "random, spread over domains or patients", lambda pool, _: [])
+        self._seed = seed
+
+    def ranking(self) -> list[Scored]:
+        """All unlabelled images, best first."""
+        strata = self.study.strata()
+        pool = [Candidate(identifier, stratum=strata.get(identifier, "")) for identifier in self.study.unlabelled()]
+        return stratified(pool, [strata.get(identifier, "") for identifier in self.study.labelled()], self._seed)
+
+
 def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
-    """`<method>`: highest score first; `<method>_diverse`: spread over the pool as well; `random`; `first`."""
+    """`<method>`: highest score first; `<method>_diverse`: spread over the pool; `random`; `stratified`; `first`."""
     seed, weight = study.settings.seed, study.settings.diversity
     found = {}
     for method in study.settings.models:
@@ -83,6 +102,7 @@ def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
             study, name, f"unsure of by {method} and unlike what is labelled", partial(_diverse, weight, seed), method
         )
     found["random"] = MedsegStrategy(study, "random", "stable random order", lambda pool, _: random_order(pool, seed))
+    found["stratified"] = StratifiedStrategy(study, seed)
     found["first"] = MedsegStrategy(study, "first", "order of names", lambda pool, _: first(pool))
     return found
 

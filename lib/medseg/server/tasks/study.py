@@ -6,12 +6,14 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg.acquisition.leases import LeaseBook
 from medseg.acquisition.score_store import ScoreStore, image_stamp
 from medseg.cases import Case, image_suffix, patient_of
+from medseg.domains import assign_domains
 from medseg.errors import MedsegError, NotFoundError
 from medseg.methods.base import Method
 from medseg.server.settings import AppSettings
@@ -118,13 +120,16 @@ class Study:
 
     def case(self, identifier: str) -> Case:
         """Everything known of an image."""
+        outline = self._outline(identifier, self.image(identifier))
+        return replace(outline, label=self._label(identifier, "final"), regions=self._label(identifier, "regions"))
+
+    def _outline(self, identifier: str, image: Path) -> Case:
+        """What an image's info tells of it; no file is looked at."""
         info = self.datastore.get_image_info(identifier) or {}
         weak = _weak(info, identifier)
         return Case(
             id=identifier,
-            image=self.image(identifier),
-            label=self._label(identifier, "final"),
-            regions=self._label(identifier, "regions"),
+            image=image,
             weak=weak,
             domain=weak.domain if weak else None,
             patient=str(info.get("patient") or patient_of(identifier, self.settings.patient_pattern)),
@@ -134,6 +139,13 @@ class Study:
     def cases(self) -> list[Case]:
         """All images, labelled or not, in order of their ids."""
         return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
+
+    def strata(self) -> dict[str, str]:
+        """Image id -> its imaging domain; where all images have the same, its patient."""
+        images = sorted(self.datastore.list_images())
+        cases = [self._outline(identifier, Path(self._local_uri(identifier))) for identifier in images]
+        domains = assign_domains(cases)
+        return domains if len(set(domains.values())) > 1 else {case.id: case.patient for case in cases}
 
     def split(self, cases: list[Case], kind: type[Method]) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""

@@ -87,5 +87,15 @@ def test_diverse_strategy_keeps_away_from_what_is_labelled(trained_app: Any, mak
 
 
 def test_unknown_strategies_are_named(make_app: Any) -> None:
-    with pytest.raises(NotFoundError, match="known: supervised, supervised_diverse, random, first"):
+    with pytest.raises(NotFoundError, match="known: supervised, supervised_diverse, random, stratified, first"):
         sample(make_app(), "nope")
+
+
+def test_stratified_spreads_over_domains_else_over_patients(make_app: Any) -> None:
+    app = make_app(patient_pattern=r"organ_00(\d)")
+    for number, domain in enumerate(("x", "x", "x", "x", "y")):
+        app.datastore().update_image_info(f"organ_00{number}", {"weak": {"domain": domain}})
+
+    assert sample(app, "stratified")["id"] == "organ_004"  # 3 of 4 in domain x are labelled, none in y
+    app.datastore().update_image_info("organ_004", {"weak": {"domain": "x"}})
+    assert app.study.strata() == {f"organ_00{number}": str(number) for number in range(5)}
