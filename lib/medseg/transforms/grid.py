@@ -99,9 +99,14 @@ def same_grid(a: MetaTensor, b: MetaTensor, tolerance: float = 0.02) -> bool:
 
 
 def _interpolate(image: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    mode = "trilinear" if len(size) == 3 else "bilinear"
-    shrinks = len(size) == 2 and any(n < o for n, o in zip(size, image.shape[1:], strict=True))
-    return F.interpolate(image[None], size=size, mode=mode, align_corners=False, antialias=shrinks)[0]
+    """Linear interpolation that leaves out no voxel: below half a volume's size, linear weights would skip some."""
+    shape = tuple(image.shape[1:])
+    if len(size) == 2:
+        shrinks = any(n < o for n, o in zip(size, shape, strict=True))
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)[0]
+    coarse = tuple(o if o > 2 * n + 1 else n for n, o in zip(size, shape, strict=True))  # 145 to 72 is a half, too
+    found = F.interpolate(image[None], size=coarse, mode="trilinear", align_corners=False)
+    return (found if coarse == size else F.interpolate(found, size=size, mode="area"))[0]
 
 
 def _resize_label(mask: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

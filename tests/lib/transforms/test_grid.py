@@ -93,6 +93,28 @@ def test_half_scale_is_the_mean_of_eight_voxels() -> None:
     torch.testing.assert_close(half.as_tensor()[0, 0, 0, 0], image.as_tensor()[0, :2, :2, :2].mean())
 
 
+def test_quarter_scale_is_the_mean_of_all_voxels_and_half_scale_stays_linear() -> None:
+    image = MetaTensor(torch.rand(1, 8, 9, 4), affine=torch.eye(4))
+
+    quarter = resize(image, (2, 4, 1)).as_tensor()  # 9 to 4 rounds a half
+
+    middle = torch.nn.functional.interpolate(image.as_tensor()[None], size=(8, 4, 4), mode="trilinear")[0]
+    torch.testing.assert_close(quarter[0, 1, 2, 0], middle[0, 4:, 2].mean())
+    half = torch.nn.functional.interpolate(image.as_tensor()[None], size=(4, 4, 2), mode="trilinear")[0]
+    assert torch.equal(resize(image, (4, 4, 2)).as_tensor(), half)
+
+
+def test_thin_stripes_keep_their_mean_at_any_scale() -> None:
+    """Every fourth plane is bright: without smoothing, a quarter of the planes would hold all light or none."""
+    stripes = torch.zeros(1, 64, 8, 8)
+    stripes[:, ::4] = 1.0
+
+    for size in (8, 16, 21):
+        small = resize(MetaTensor(stripes, affine=torch.eye(4)), (size, 8, 8)).as_tensor()
+        assert float(small.min()) > 0.1
+        assert float(small.mean()) == pytest.approx(0.25, abs=0.03)
+
+
 def test_labels_are_resized_to_labels_and_the_largest_share_wins() -> None:
     mask = torch.tensor([[[0, 3, 3, 3], [0, 0, 3, 3], [7, 7, 0, 0], [7, 7, 0, 7]]], dtype=torch.int16)
 
