@@ -301,6 +301,7 @@ class Method(ABC):
     Class attributes beside the obvious:
         metric: the key quality figure among the values of `evaluate`.
         markups: predictions carry points or lines; viewers are offered them as a model of their own.
+        describes: learns without any label, and the features of its scores choose the first images to label.
         app_settings: settings of the config that differ in the app from the preset and the defaults.
         merges_instances: masks without names that number instances of one structure are learnt as one label.
     """
@@ -313,6 +314,7 @@ class Method(ABC):
     arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
     metric: ClassVar[str] = "dice"
     markups: ClassVar[bool] = False
+    describes: ClassVar[bool] = False
     app_settings: ClassVar[Mapping[str, Any]] = {}
     merges_instances: ClassVar[bool] = False
 

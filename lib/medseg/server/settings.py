@@ -11,7 +11,7 @@
 | `validation` | ids of the frozen validation cases, comma separated | by hash of the patient |
 | `validation_fraction` | share of patients that validate | 0.2 |
 | `patient_pattern` | regular expression: image id -> patient | the image id |
-| `init` | `champion`, or a safetensors file to start from | none |
+| `init` | `champion`, `champion:METHOD` (pretrain once, then start from it), or a safetensors file | none |
 | `gpus` | GPUs a training uses, or `all` | 1 |
 | `gate_eps` | least gain in quality for a new model, 0..1 | 0 |
 | `seed` | seed of the strategies | 0 |

@@ -63,6 +63,7 @@ class LocalDiscriminationConfig(PatchConfig):
     pyramid: tuple[int, ...] = (4, 2, 1)  # ours: coarse to fine, factors of the working grid
     window: float = 3.0  # ours: sigma of the Gaussian window of a landmark, voxels of each level
     matching: str = "window"  # ours: compares neighbourhoods in place; "pooled" averages them first (card sec. 8)
+    consensus: bool = True  # ours: what confident matches on the unmarked images share is one more template
     search: float = 0.15  # ours: first search around the template's own position, share of the longest axis; 0: all
     confident: float = 0.35  # ours: below, a warning asks the reader to look
     pixel_mm: float = 0.0  # size of a picture's pixel; 0: column mm_per_px of the tables beside the images, else 1

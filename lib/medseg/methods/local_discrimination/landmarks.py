@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ from monai.data import MetaTensor
 from medseg.cases import Case
 from medseg.methods.base import Markup, TrainingSet
 from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
-from medseg.methods.local_discrimination.matching import TemplateBank, embed_pyramid, find_landmarks
+from medseg.methods.local_discrimination.matching import TemplateBank, embed_pyramid, find_landmarks, relative
 from medseg.methods.local_discrimination.points import to_world, world_of
 from medseg.transforms.io import read_image
 
 if TYPE_CHECKING:
     from medseg.methods.local_discrimination.method import LocalDiscrimination
+
+POOL = 60  # ours: unmarked images that templates are matched on for the consensus
+KEPT = 0.5  # ours: share of them, the most confident for each landmark, that enter it
 
 RADII = (2.0, 2.5, 3.0, 4.0)
 """Distances in mm within which a landmark counts as found (card sec. 3)."""
@@ -36,10 +40,9 @@ def without_landmarks(case: Case) -> Case:
 
 
 def build_bank(config: LocalDiscriminationConfig) -> TemplateBank:
-    """An empty bank."""
-    return TemplateBank(
-        config.templates, len(config.landmarks), config.dimension, config.embedding, config.pyramid, config.window
-    )
+    """An empty bank; its last slot is for the consensus of the pool, where there is one."""
+    slots = config.templates + config.consensus
+    return TemplateBank(slots, len(config.landmarks), config.dimension, config.embedding, config.pyramid, config.window)
 
 
 def bank_of(method: LocalDiscrimination) -> TemplateBank:
@@ -50,10 +53,11 @@ def bank_of(method: LocalDiscrimination) -> TemplateBank:
 
 
 def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
-    """Put the first templates of the training cases into the bank."""
-    network, config = method.network, method.config
+    """Put the first templates of the training cases into the bank, then the consensus of the unmarked ones."""
+    network, config, bank = method.network, method.config, bank_of(method)
     was_training = network.training
     network.eval()
+    bank.known.zero_()
     names = {name: index for index, name in enumerate(config.landmarks)}
     slot = 0
     for case in training.cases:
@@ -63,10 +67,38 @@ def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
         points = {names[name]: point for name, point in loaded.get("landmarks", {}).items() if name in names}
         if points:
             image = loaded["image"]
-            maps = embed_pyramid(network, image, config.pyramid)
-            bank_of(method).put(slot, maps, points, image.shape[1:])
+            bank.put(slot, embed_pyramid(network, image, config.pyramid), points, image.shape[1:])
             slot += 1
+    pool = [case for case in training.cases if not is_marked(case)][:POOL]
+    if config.consensus and slot and pool:
+        _fill_consensus(method, [training.load(case)["image"] for case in pool])
     network.train(was_training)
+
+
+def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -> None:
+    """The mean window of every landmark over the pool's confident matches, as one more template.
+
+    One image's window holds what is peculiar to that image; what many images share stays in the mean. Ours, in place of
+    the self-trained heat maps of the card sec. 8.
+    """
+    network, config, bank = method.network, method.config, bank_of(method)
+    patches, places, trust = [], [], []
+    for image in images:
+        maps = embed_pyramid(network, image, config.pyramid)
+        found = find_landmarks(bank, maps, image.shape[1:], config.search, config.matching)
+        shares = relative(found.points, image.shape[1:])
+        patches.append(torch.stack([bank.windows(level, shares) for level in maps]).cpu())
+        places.append(shares.cpu())
+        trust.append(found.confidence.cpu())
+    confidence = torch.stack(trust)  # (images, L)
+    keep = max(1, round(KEPT * len(images)))
+    chosen = torch.zeros_like(confidence).scatter_(0, confidence.topk(keep, dim=0).indices, 1.0) / keep
+    axes = config.dimension
+    known = bank.known.any(dim=0)
+    weights = chosen.reshape(len(images), 1, -1, *(1,) * (axes + 1))
+    bank.patches[:, -1] = sum((p * w for p, w in zip(patches, weights, strict=True)), torch.zeros(())).to(bank.patches)
+    bank.places[-1] = (torch.stack(places) * chosen[..., None]).sum(dim=0).to(bank.places)
+    bank.known[-1] = known
 
 
 def predict(method: LocalDiscrimination, image: MetaTensor) -> tuple[Markup, tuple[str, ...]]:

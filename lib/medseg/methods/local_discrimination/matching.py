@@ -80,6 +80,10 @@ class TemplateBank(nn.Module):
                 centre = prior_voxels(relative(point, grid), found.shape[1:])
                 self.patches[level, slot, index] = cut(found, centre, 2 * self.radius)
 
+    def windows(self, level: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Windows of a map (D, *grid) around points (L, axes), given as share of the field of view."""
+        return torch.stack([cut(level, point, 2 * self.radius) for point in prior_voxels(shares, level.shape[1:])])
+
     def kernels(self, level: int) -> torch.Tensor:
         """Windows of a level: (T, L, D, *(2 r + 1,)), unweighted."""
         r = self.radius

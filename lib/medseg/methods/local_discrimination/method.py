@@ -66,6 +66,7 @@ class LocalDiscrimination(PatchMethod):
     arm_groups: ClassVar = ARM_GROUPS
     metric = "retrieval"
     markups = True
+    describes = True
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 

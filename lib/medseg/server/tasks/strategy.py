@@ -9,11 +9,18 @@ from typing import Any
 
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from medseg.acquisition.cold_start import spread, typical
 from medseg.acquisition.score_store import StoredScore
 from medseg.acquisition.strategies import Candidate, Scored, by_score, diverse, first, random_order, stratified
+from medseg.methods import method_class
 from medseg.server.tasks.study import Study
 
 logger = logging.getLogger(__name__)
+
+COLD_START = {
+    "typicality": ("first labels: typical images of groups without a label", typical),
+    "k_centre": ("first labels: images least like those labelled", spread),
+}
 
 Rank = Callable[[Sequence[Candidate], Sequence[Sequence[float]]], list[Scored]]
 
@@ -90,7 +97,10 @@ class StratifiedStrategy(MedsegStrategy):
 
 
 def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
-    """`<method>`: highest score first; `<method>_diverse`: spread over the pool; `random`; `stratified`; `first`."""
+    """`<method>`: highest score first; `<method>_diverse`: spread over the pool; `random`; `stratified`; `first`.
+
+    With a method that describes images without labels also `typicality` and `k_centre`, for the first labels.
+    """
     seed, weight = study.settings.seed, study.settings.diversity
     found = {}
     for method in study.settings.models:
@@ -101,6 +111,9 @@ def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
         found[name] = MedsegStrategy(
             study, name, f"unsure of by {method} and unlike what is labelled", partial(_diverse, weight, seed), method
         )
+    describing = next((method for method in study.settings.models if method_class(method).describes), None)
+    for name, (description, rank) in COLD_START.items() if describing else ():
+        found[name] = MedsegStrategy(study, name, description, partial(_cold_start, rank, seed), describing)
     found["random"] = MedsegStrategy(study, "random", "stable random order", lambda pool, _: random_order(pool, seed))
     found["stratified"] = StratifiedStrategy(study, seed)
     found["first"] = MedsegStrategy(study, "first", "order of names", lambda pool, _: first(pool))
@@ -109,6 +122,12 @@ def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
 
 def _diverse(weight: float, seed: int, pool: Sequence[Candidate], covered: Sequence[Sequence[float]]) -> list[Scored]:
     return diverse(pool, covered, weight, seed)
+
+
+def _cold_start(
+    rank: Callable[..., list[Scored]], seed: int, pool: Sequence[Candidate], covered: Sequence[Sequence[float]]
+) -> list[Scored]:
+    return rank(pool, covered, seed)
 
 
 def _candidate(identifier: str, score: StoredScore | None) -> Candidate:

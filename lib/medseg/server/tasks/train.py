@@ -191,10 +191,15 @@ class MedsegTrain(TrainTask):
         return there if wanted == "all" else min(int(wanted), there)
 
     def _init(self) -> str | None:
-        if self.study.settings.init != "champion":
+        """Weights to start from: those of `--conf init`, which may name the champion of this or of another method."""
+        word, _, other = (self.study.settings.init or "").partition(":")
+        if word != "champion":
             return self.study.settings.init
-        champion = self.study.registry.champion(self.method)
-        return str(champion.folder / "model.safetensors") if champion else None
+        champion = self.study.registry.champion(method_class(other).name if other else self.method)
+        if champion is None:
+            logger.warning("%s has no model yet; %s starts from random weights", other or self.method, self.method)
+            return None
+        return str(champion.folder / "model.safetensors")
 
 
 def _first_labelled(split: Split, count: int | None) -> Split:

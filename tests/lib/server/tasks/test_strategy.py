@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -99,3 +100,19 @@ def test_stratified_spreads_over_domains_else_over_patients(make_app: Any) -> No
     assert sample(app, "stratified")["id"] == "organ_004"  # 3 of 4 in domain x are labelled, none in y
     app.datastore().update_image_info("organ_004", {"weak": {"domain": "x"}})
     assert app.study.strata() == {f"organ_00{number}": str(number) for number in range(5)}
+
+
+def test_first_labels_by_embeddings_need_no_segmentation_model(make_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(models="supervised,local_discrimination")
+    monkeypatch.setattr(app.study.registry, "champion", lambda method: SimpleNamespace(number=1))
+    features = {"organ_003": (0.0, 0.0), "organ_004": (5.0, 0.0), "organ_000": (0.1, 0.0)}
+    app.study.scores("local_discrimination").update(
+        StoredScore(i, 1, image_stamp(app.study.image(i)), 0.1, "", features=f) for i, f in features.items()
+    )
+
+    ranked = {name: app._strategies[name].ranking() for name in ("typicality", "k_centre")}
+
+    assert ranked["k_centre"][0].id == "organ_004"  # organ_000 is labelled, and organ_003 is much like it
+    assert "unlike the images already chosen" in ranked["k_centre"][0].why
+    assert "typical of" in ranked["typicality"][0].why
+    assert "typicality" not in make_app()._strategies

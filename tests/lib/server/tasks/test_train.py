@@ -125,6 +125,18 @@ def test_labelled_hides_masks_but_keeps_images(make_app: Any) -> None:
     assert (decision["labelled"], decision["validation"]) == (1, 1)
 
 
+def test_init_may_be_the_champion_of_another_method(trained_app: Any, make_app: Any) -> None:
+    app = make_app(models="supervised,caml", init="champion:supervised")
+
+    config = app._trainers["caml"].check({}).config
+
+    champion = app.study.registry.champion("supervised")
+    assert config.init == str(champion.folder / "model.safetensors")
+    assert (
+        make_app(models="supervised,caml", init="champion:caml")._trainers["supervised"].check({}).config.init is None
+    )
+
+
 def test_init_champion_starts_from_the_current_weights(trained_app: Any, make_app: Any) -> None:
     task = make_app(init="champion")._trainers["supervised"]
 
