@@ -14,6 +14,7 @@ METHODS = {
     "caml": "medseg.methods.caml.method:CAML",
     "multidomain": "medseg.methods.multidomain.method:MultiDomain",
     "local_discrimination": "medseg.methods.local_discrimination.method:LocalDiscrimination",
+    "seg4reg": "medseg.methods.seg4reg.method:Seg4Reg",
     "supervised": "medseg.methods.supervised.method:Supervised",
 }
 

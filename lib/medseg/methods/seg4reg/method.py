@@ -49,7 +49,7 @@ from medseg.methods.seg4reg.targets import (
 )
 from medseg.metrics.cobb import tilts
 from medseg.metrics.quads import quads_of_mask
-from medseg.transforms.grid import same_grid, to_grid
+from medseg.transforms.grid import same_grid, spacing_of, to_grid
 from medseg.transforms.io import read_image, read_mask
 
 
@@ -161,11 +161,12 @@ class Seg4Reg(Method):
         if mask.ndim != image.ndim:
             raise UnusableInputError(f"mask of {case.id} has {mask.ndim - 1} axes, its image {image.ndim - 1}")
         mask = mask if same_grid(mask, image) else to_grid(mask, image, mode="nearest")
-        share = working_copy(MetaTensor((mask.as_tensor() > 0).float(), affine=mask.affine), grey.shape[2])
-        vertebrae = share.as_tensor()[0].numpy() > 0.5
-        quads = quads_of_mask(vertebrae)
-        loaded["label"] = _label(close_gaps(vertebrae, quads.corners), grey)
-        found = measure_quads(quads, (1.0, 1.0), vertebrae.shape[1], self.limits)
+        given = mask.as_tensor()[0].numpy() > 0
+        quads, spacing = quads_of_mask(given), spacing_of(image)
+        share = working_copy(MetaTensor(torch.from_numpy(given)[None].float(), affine=image.affine), grey.shape[2])
+        corners = to_grid_indices(quads.corners.reshape(-1, 2), image, grey).reshape(-1, 4, 2)
+        loaded["label"] = _label(close_gaps(share.as_tensor()[0].numpy() > 0.5, corners), grey)
+        found = measure_quads(quads, (spacing[0], spacing[1]), given.shape[1], self.limits)
         if "angles" not in loaded and found.trusted and found.cobb is not None:
             loaded["angles"] = torch.tensor(found.cobb.angles)
 
@@ -319,7 +320,7 @@ def _label(classes: np.ndarray, grey: MetaTensor) -> MetaTensor:
 
 
 def _degrees(network: Seg4RegNetwork, regression: Regression | None) -> np.ndarray | None:
-    return None if regression is None else network.degrees(regression)[0].double().cpu().numpy()
+    return None if regression is None else network.degrees(regression)[0].detach().double().cpu().numpy()
 
 
 def _examples(batch: Batch) -> Examples:

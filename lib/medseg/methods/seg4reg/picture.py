@@ -42,8 +42,8 @@ def contrast_channels(grey: MetaTensor) -> MetaTensor:
     plain = plain.clamp(low, high if high > low else low + 1)
     whole = (plain - plain.mean()) / plain.std().clamp_min(1e-6)
     smooth = GaussianSmooth(sigma=NEIGHBOURHOOD * grey.shape[2] / 2)
-    detail = whole - torch.as_tensor(smooth(whole))
-    spread = torch.as_tensor(smooth(detail**2)).clamp_min(0).sqrt()
+    detail = whole - _plain(smooth(whole))
+    spread = _plain(smooth(detail**2)).clamp_min(0).sqrt()
     local = (detail / (spread + 0.1)).clamp(-4, 4)
     return MetaTensor(torch.cat([whole, local]), affine=grey.affine)
 
@@ -67,6 +67,11 @@ def centred(tensor: torch.Tensor, size: tuple[int, int], middle: float | None = 
     start = round((width / 2 if middle is None else middle) - size[0] / 2)
     start = min(max(start, 0), width - size[0])
     return centred(tensor[:, start : start + size[0]], size)[0], -start
+
+
+def _plain(values: torch.Tensor) -> torch.Tensor:
+    """Without the affine that MONAI's transforms attach."""
+    return values.as_tensor() if isinstance(values, MetaTensor) else values
 
 
 def _thin(values: torch.Tensor) -> torch.Tensor:
