@@ -11,6 +11,7 @@ from typing import Any
 from medseg.benchmark.plan import Benchmark
 from medseg.benchmark.recorder import load_overlay
 from medseg.benchmark.trial import Trial
+from medseg.methods import method_class
 from medseg.metrics.table import higher_is_better
 from medseg.reports.bars import Column, compare_arms
 from medseg.reports.curves import Curve, training_curves
@@ -29,6 +30,9 @@ def write_report(path: Path, benchmark: Benchmark, summary: Mapping[str, Any]) -
     if summary["arms"]:
         page.section("Arms", *_arms(summary))
         page.section("Cases", *_cases(summary))
+    details = _details(benchmark, summary)
+    if details:
+        page.section("Per arm", *details)
     curves = _curves(benchmark)
     if curves:
         page.section("Training", curves)
@@ -127,6 +131,24 @@ def _cases(summary: Mapping[str, Any]) -> list[Block]:
     rows = [[case, *(arm["cases"].get(case) for arm in arms.values())] for case in names]
     table = make_table(["case", *arms], rows, caption=f"{summary['metric']} per case, mean over seeds.")
     return [Fold(f"{len(names)} cases", table)]
+
+
+def _details(benchmark: Benchmark, summary: Mapping[str, Any]) -> list[Block]:
+    """What the method itself has to show of every arm, from its first seed; the best arm is open, the others folded."""
+    kind, arms = method_class(summary["method"]), summary["arms"]
+    if not arms:
+        return []
+    best = (max if summary["higher_is_better"] else min)(arms, key=lambda name: arms[name]["mean"])
+    blocks: list[Block] = []
+    for name in sorted(arms, key=lambda arm: arm != best):
+        found = next(iter(benchmark.of_arm(name).values()))
+        for block in kind.report_blocks({c: m for _, result in found for c, m in result["cases"].items()}):
+            if isinstance(block, Plot):
+                block = replace(block, caption=f"{name}: {block.caption}")
+            elif isinstance(block, Fold):
+                block = replace(block, summary=f"{name}: {block.summary}")
+            blocks.append(block if name == best or not isinstance(block, Plot) else Fold(f"{name}: plot", block))
+    return blocks
 
 
 def _curves(benchmark: Benchmark) -> Plot | None:

@@ -29,8 +29,11 @@ from medseg.transforms.labels import read_label
 from medseg.weak import WeakLabels
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
+
+    from medseg.reports.page import Block
 
 Sample = dict[str, Any]
 """What `Method.load` returns: preprocessed tensors of one case on the network's grid, `image` always among them."""
@@ -350,11 +353,12 @@ class Method(ABC):
         return None
 
     @classmethod
-    def group_of(cls, case: Case) -> str:
-        """What experiments deal cases within, so that every part of a union is learnt and reported. Default: its data
-        set.
+    def group_cases(cls, cases: Sequence[Case]) -> dict[str, str]:
+        """Case id -> what splits deal cases within, so that every part of a union is learnt, validated and reported.
+
+        Default: the data set.
         """
-        return case.dataset
+        return {case.id: case.dataset for case in cases}
 
     @classmethod
     def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
@@ -459,6 +463,15 @@ class Method(ABC):
         picture = (image_suffix(case.image) or "").lower() in PICTURES
         spacing = None if picture else tuple(float(s) for s in truth.pixdim)
         return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), self.labels, spacing)
+
+    def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
+        """A figure of a finished prediction on its image. Default: None, the outlines of the labels are drawn."""
+        return None
+
+    @classmethod
+    def report_blocks(cls, cases: Mapping[str, Mapping[str, float]]) -> list[Block]:
+        """What a benchmark's report adds about an arm, from all metrics of every case. Default: nothing."""
+        return []
 
     def quality(self, metrics: Mapping[str, float]) -> float:
         """Key quality figure in [0, 1], higher is better; the gate compares models by its mean."""

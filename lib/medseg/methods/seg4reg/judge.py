@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medseg.cases import Case
 from medseg.methods.base import Prediction
 from medseg.methods.seg4reg.geometry import measure_mask
-from medseg.methods.seg4reg.report import read_path
+from medseg.methods.seg4reg.report import ORDER, read_path
 from medseg.methods.seg4reg.targets import VERTEBRA, Truth, draw_spine, read_truth
 from medseg.metrics.overlap import overlap_metrics
 from medseg.metrics.smape import angle_errors, smape
@@ -32,9 +32,10 @@ def judge(method: Seg4Reg, prediction: Prediction, case: Case, truth: MetaTensor
     predictor, and counted as `missed`. Stored angles are the truth even where their corners had to be put right.
 
     Returns:
-        `smape` and the other `angle_errors`; `smape_<path>` of every path that answers; `refused` (1 where geometry
-        does not believe its count); where a mask or corners are known `dice`, `jaccard`, `vertebra_dice` (mean over
-        true vertebrae, 0 for one that is missing), `count_failure` (1 where their number is wrong); `missed`.
+        `smape` and the other `angle_errors`; `found_max`, `true_max`, ... (deg); `smape_<path>` of every path that
+        answers; `refused` (1 where geometry does not believe its count); where a mask or corners are known `dice`,
+        `jaccard`, `vertebra_dice` (mean over true vertebrae, 0 for one that is missing), `count_failure` (1 where their
+        number is wrong); `missed`.
     """
     image = read_image(case.image)
     known = read_truth(case, image)
@@ -45,11 +46,15 @@ def judge(method: Seg4Reg, prediction: Prediction, case: Case, truth: MetaTensor
         found = read_path(prediction.measurements, "")
         metrics["missed"] = float(found is None)
         mean = method.network.mean_angles.double().cpu().numpy()
-        metrics |= angle_errors(mean if found is None else found, angles)
+        said = mean if found is None else found
+        metrics |= angle_errors(said, angles)
+        for name, value, true in zip(ORDER, said, angles, strict=True):
+            if not np.isnan(true):
+                metrics |= {f"found_{name}": float(value), f"true_{name}": float(true)}
         for path in PATHS:
-            said = read_path(prediction.measurements, path)
-            if said is not None:
-                metrics[f"smape_{path}"] = smape(said, angles)
+            of_path = read_path(prediction.measurements, path)
+            if of_path is not None:
+                metrics[f"smape_{path}"] = smape(of_path, angles)
     if prediction.mask is not None:
         mask = prediction.mask.as_tensor()[0].cpu().numpy() > 0
         count = prediction.measurements["vertebrae"].value

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from torch import nn
 
@@ -34,6 +35,7 @@ from medseg.methods.seg4reg.judge import judge
 from medseg.methods.seg4reg.losses import Examples, all_terms
 from medseg.methods.seg4reg.network import Seg4RegNetwork
 from medseg.methods.seg4reg.picture import centred, contrast_channels, working_copy
+from medseg.methods.seg4reg.pictures import agreement_blocks, spine_figure
 from medseg.methods.seg4reg.presets import ARM_GROUPS, PRESETS
 from medseg.methods.seg4reg.regressor import UNIT, Regression, as_picture
 from medseg.methods.seg4reg.report import complete_prediction, path_measurements
@@ -49,8 +51,10 @@ from medseg.methods.seg4reg.targets import (
 )
 from medseg.metrics.cobb import tilts
 from medseg.metrics.quads import quads_of_mask
-from medseg.transforms.grid import same_grid, spacing_of, to_grid
-from medseg.transforms.io import read_image, read_mask
+from medseg.reports.page import Block
+from medseg.transforms.grid import spacing_of
+from medseg.transforms.io import read_image
+from medseg.transforms.labels import read_label
 
 
 class Seg4Reg(Method):
@@ -74,6 +78,7 @@ class Seg4Reg(Method):
     arm_groups: ClassVar = ARM_GROUPS
     metric: ClassVar[str] = "smape"
     markups: ClassVar[bool] = True
+    merges_instances: ClassVar[bool] = True
 
     # -- labels ----------------------------------------------------------------------------------------------------
 
@@ -93,9 +98,8 @@ class Seg4Reg(Method):
 
     @classmethod
     def fit_labels(cls, found: Mapping[str, int]) -> dict[str, int]:
-        """One label: instances of a mask are all vertebrae, and its name is kept where there is one only."""
-        name = next(iter(found)) if len(found) == 1 else "vertebra"
-        return {"vertebra" if name == "label_1" else name: 1}
+        """One label. Several names become one, `vertebra`: where it is among them it alone, else all of them."""
+        return dict(found) if len(found) == 1 else {"vertebra": 1}
 
     @property
     def dimension(self) -> int:
@@ -156,11 +160,7 @@ class Seg4Reg(Method):
 
     def _add_mask(self, loaded: Sample, case: Case, image: MetaTensor, grey: MetaTensor) -> None:
         """A drawn mask wins over one drawn from corners; it gives the angles where nobody else does."""
-        assert case.label is not None
-        mask = read_mask(case.label)
-        if mask.ndim != image.ndim:
-            raise UnusableInputError(f"mask of {case.id} has {mask.ndim - 1} axes, its image {image.ndim - 1}")
-        mask = mask if same_grid(mask, image) else to_grid(mask, image, mode="nearest")
+        mask = read_label(case, image, self.labels, strict=False)
         given = mask.as_tensor()[0].numpy() > 0
         quads, spacing = quads_of_mask(given), spacing_of(image)
         share = working_copy(MetaTensor(torch.from_numpy(given)[None].float(), affine=image.affine), grey.shape[2])
@@ -290,6 +290,15 @@ class Seg4Reg(Method):
     def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Errors of the angles where they are known, and of the mask where it, or the corners, are known."""
         return judge(self, prediction, case, truth)
+
+    def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
+        """The radiograph with vertebrae, end plates and angle lines."""
+        return spine_figure(prediction, image, title, self.limits)
+
+    @classmethod
+    def report_blocks(cls, cases: Mapping[str, Mapping[str, float]]) -> list[Block]:
+        """Bland-Altman plot and a table of the angles."""
+        return agreement_blocks(cases)
 
     def quality(self, metrics: Mapping[str, float]) -> float:
         """1 - SMAPE / 100 where angles are known, else Dice."""
