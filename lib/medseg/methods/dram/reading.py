@@ -1,0 +1,167 @@
+"""All maps of one volume, and the decision on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from medseg.losses.region_pooling import region_means
+from medseg.methods.base import Measurement, Sample
+from medseg.methods.dram.baselines import activation_map, gradient_map, intensity_map, normalised_by_region
+from medseg.methods.dram.config import DRAMConfig
+from medseg.methods.dram.cuts import centred, otsu_cut, rank_cuts
+from medseg.methods.dram.data import name_regions
+from medseg.methods.dram.extents import SLOTS
+from medseg.methods.dram.network import DRAMNet
+
+NOTHING = 0.005
+"""Ours: a region with a smaller predicted share gets no lesion from Otsu, which always returns something."""
+
+
+@dataclass
+class Reading:
+    """Maps of one volume on the network's grid (*grid), and what follows from them.
+
+    Attributes:
+        maps: by stage, in order: "map", "attention", "crf", "final" (or the baseline's name); the last one decides.
+        regions: ids; from the region mask, else split from the predicted lungs.
+        names: region ids with their names.
+        lungs: probability of lung; 0 or 1 where a region mask was given.
+        decided: the last map moved so that one half is the decision.
+        shares: predicted share by region id.
+        residual: distance of the share from the stated interval by region id, in shares, signed; 0 inside.
+        warnings: for the annotator.
+    """
+
+    maps: dict[str, torch.Tensor]
+    regions: torch.Tensor
+    names: Mapping[int, str]
+    lungs: torch.Tensor
+    decided: torch.Tensor
+    shares: dict[int, float]
+    residual: dict[int, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> torch.Tensor:
+        """The map that decides."""
+        return list(self.maps.values())[-1]
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """(*grid) entropy of the decision in units of ln 2, 0 outside the lungs."""
+        p = self.decided.clamp(1e-6, 1 - 1e-6)
+        entropy = -(p * p.log() + (1 - p) * (1 - p).log()) / 0.6931471805599453
+        return entropy * (self.regions > 0)
+
+    def measurements(self) -> dict[str, Measurement]:
+        """Extent of every region in per cent, the whole lungs', and residuals in points."""
+        found = {}
+        for index, share in self.shares.items():
+            name = self.names.get(index) or f"region_{index}"
+            found[f"extent_{name}"] = Measurement(round(100 * share, 3), "%")
+            if index in self.residual:
+                found[f"residual_{name}"] = Measurement(round(100 * self.residual[index], 3), "points")
+        inside = self.regions > 0
+        if bool(inside.any()):
+            whole = float((self.decided[inside] > 0.5).float().mean())
+            found["extent_lungs"] = Measurement(round(100 * whole, 3), "%")
+        return found
+
+
+def read_volume(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> Reading:
+    """Run the network on one volume, in eval mode and without gradient."""
+    device = next(network.parameters()).device
+    image = loaded["image"].as_tensor()[None].to(device)
+    given = (loaded["regions"].as_tensor()[None].to(device) > 0).float() if "regions" in loaded else None
+    logits, lung_logits, features = network.maps(image, given)
+    final = None
+    if network.final is not None:
+        final, lung_logits = network.final_maps(image, given)
+    regions, names, lungs = _regions(loaded, torch.sigmoid(lung_logits), config)
+    if not bool((regions > 0).any()):
+        empty = torch.zeros(image.shape[2:])
+        warning = "no lung was found in this image; give a lung mask under tag regions"
+        return Reading({"map": empty}, empty.to(torch.uint8), {}, empty, empty, {}, warnings=(warning,))
+    maps = _maps(network, image, regions, (logits, features, final), config)
+    cpu = {name: value[0, 0].float().cpu() for name, value in maps.items()}
+    reading = Reading(cpu, regions[0, 0].cpu(), names, lungs[0, 0].float().cpu(), torch.empty(0), {})
+    _decide(reading, loaded, config)
+    return reading
+
+
+def _regions(
+    loaded: Sample, lung_prob: torch.Tensor, config: DRAMConfig
+) -> tuple[torch.Tensor, Mapping[int, str], torch.Tensor]:
+    if "regions" in loaded:
+        regions = loaded["regions"].as_tensor()[None].to(lung_prob.device)
+        return regions, loaded["names"], (regions > 0).float()
+    ids, names = name_regions((lung_prob[0, 0] > 0.5).cpu().numpy(), "auto")
+    return torch.from_numpy(ids)[None, None].to(lung_prob.device), names, lung_prob
+
+
+def _maps(
+    network: DRAMNet,
+    image: torch.Tensor,
+    regions: torch.Tensor,
+    found: tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None],
+    config: DRAMConfig,
+) -> dict[str, torch.Tensor]:
+    logits, features, final = found
+    inside = (regions > 0).float()
+    if config.head == "cam":
+        activation = activation_map(network, features[-1], image.shape[2:])[0, 0]
+        return {"cam": normalised_by_region(activation, regions[0, 0])[None, None]}
+    if config.head == "gradcam":
+        activation = gradient_map(network, image, regions)[0, 0]
+        return {"gradcam": normalised_by_region(activation, regions[0, 0])[None, None]}
+    if config.head in ("threshold", "otsu"):
+        cut = float(network.cut) if config.head == "threshold" else None
+        return {config.head: intensity_map(image[0, 0], regions[0, 0] > 0, cut)[None, None]}
+    maps = {"map": logits, **network.refine(logits, image, features, inside, (1.0, 1.0, 1.0))}
+    if final is not None:
+        maps["final"] = final
+    return {name: torch.sigmoid(value) * inside for name, value in maps.items()}
+
+
+def _decide(reading: Reading, loaded: Sample, config: DRAMConfig) -> None:
+    """Predicted shares, residuals, and the cut of every region by the configured rule."""
+    prob, regions = reading.last, reading.regions
+    present = [int(i) for i in torch.unique(regions) if i > 0]
+    means, _ = region_means(prob[None, None], regions[None, None], SLOTS)
+    predicted = {index: float(means[0, index]) for index in present}
+    rule = config.final_rule if "final" in reading.maps else config.rule
+    if config.head in ("cam", "gradcam"):
+        rule = "otsu"
+    elif config.head != "dense":
+        rule = "half"
+    stated = _stated(loaded, config)
+    cuts = dict.fromkeys(present, 0.5)
+    if rule == "rank":
+        cuts = rank_cuts(prob, regions, predicted)
+    elif rule == "otsu":
+        level = otsu_cut(prob[regions > 0])
+        cuts = {index: level if predicted[index] >= NOTHING else 1.0 for index in present}
+    reading.shares = predicted
+    if rule != "rank":
+        reading.shares = {i: float((prob[regions == i] > cuts[i]).float().mean()) for i in present}
+    if stated:
+        for index in present:
+            if index in stated:
+                low, high = stated[index]
+                share = reading.shares[index]
+                reading.residual[index] = min(share - low, 0.0) + max(share - high, 0.0)
+        if config.follow_extents and loaded.get("source") != "mask":
+            wanted = {i: min(max(reading.shares[i], stated[i][0]), stated[i][1]) for i in present if i in stated}
+            moved = {i: w for i, w in wanted.items() if reading.residual.get(i)}
+            cuts.update(rank_cuts(prob, regions, moved))
+    reading.decided = centred(prob, regions, cuts) * (regions > 0)
+
+
+def _stated(loaded: Sample, config: DRAMConfig) -> dict[int, tuple[float, float]]:
+    if "extents" not in loaded:
+        return {}
+    low, high, weight = loaded["extents"]
+    return {i: (float(low[i]), float(high[i])) for i in range(SLOTS) if weight[i] > 0}

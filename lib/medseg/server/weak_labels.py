@@ -1,0 +1,98 @@
+"""Weak labels of a served study: imported from a table, and derived from masks that annotators finish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import MedsegError, UnusableInputError
+from medseg.methods import method_class
+from medseg.server.tasks.study import Study
+from medseg.transforms.io import read_mask
+from medseg.weak import WeakLabels, parse_weak
+from medseg.weak_import import merged, read_weak_table
+from medseg.weak_table import TableRow
+
+logger = logging.getLogger(__name__)
+
+REGIONS = "regions"
+
+
+def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> list[str]:
+    """Write a table's weak labels and patients into the images' info: all rows, or none if one is bad.
+
+    Args:
+        datastore: of a studies folder.
+        file: CSV, see `medseg.weak_table`.
+        only_missing: leave alone images that have extents or scores already (a table that is read at every start must
+            not undo what readers changed since).
+
+    Returns:
+        Ids of the images that were updated.
+
+    Raises:
+        MedsegError: names file, line, column and reason; nothing was written.
+    """
+    images = {identifier: Path(datastore.get_image_uri(identifier)) for identifier in datastore.list_images()}
+    changes: dict[str, dict[str, Any]] = {}
+    for identifier, row in read_weak_table(file, images).items():
+        before = _present(datastore, identifier)
+        if only_missing and before and (before.extent or before.scores):
+            continue
+        _check_regions(datastore, identifier, row)
+        weak = merged(before, row)
+        info = {"weak": weak.model_dump(mode="json", exclude_none=True)} if weak else {}
+        changes[identifier] = {**info, **({"patient": row.patient} if row.patient else {})}
+    for identifier, info in changes.items():
+        datastore.update_image_info(identifier, info)
+    logger.info("weak labels of %d images were read from %s", len(changes), file)
+    return list(changes)
+
+
+def derive_weak(study: Study, image_id: str, author: str = "") -> dict[str, WeakLabels]:
+    """Let every served method derive weak labels from the image's finished mask, and store what they find.
+
+    Returns:
+        What was stored, by method. A method that derives nothing, or fails, is left out with a line in the log.
+    """
+    found: dict[str, WeakLabels] = {}
+    for name in study.settings.models:
+        try:
+            case = study.case(image_id)
+            kind = method_class(name)
+            weak = kind.derive_weak(case, kind.fit_labels(study.labels)) if case.label is not None else None
+        except MedsegError as error:
+            logger.warning("no weak labels of %s for %s: %s", image_id, name, error)
+            continue
+        if weak is not None:
+            values = {**weak.model_dump(mode="json", exclude_none=True), **({"by": author} if author else {})}
+            study.datastore.update_image_info(image_id, {"weak": values})
+            found[name] = weak
+    return found
+
+
+def _present(datastore: Any, identifier: str) -> WeakLabels | None:
+    info: Mapping[str, Any] = datastore.get_image_info(identifier) or {}
+    return parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
+
+
+def _check_regions(datastore: Any, identifier: str, row: TableRow) -> None:
+    """Refuse a region by number that the image's region mask, where there is one, does not have."""
+    label = datastore.get_label_by_image_id(identifier, REGIONS)
+    uri = datastore.get_label_uri(label, REGIONS) if label else ""
+    if not uri:
+        return
+    ids = {int(i) for i in np.unique(read_mask(Path(uri)).numpy()) if i > 0}
+    if len(ids) == 1:
+        return  # a lung mask, from which six regions follow
+    for kind, column in (("extent", "extent"), ("scores", "score")):
+        for region in row.labels[kind]:
+            if region.isdigit() and int(region) not in ids:
+                raise UnusableInputError(
+                    f"{row.where}, column '{column}_{region}': there is no region {region} in the region mask of "
+                    f"{identifier}, which has {', '.join(map(str, sorted(ids)))}; correct the column or the mask"
+                )

@@ -1,0 +1,67 @@
+"""Phantom cases on disk, and small methods over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg.cases import Case
+from medseg.methods.base import TrainingSet
+from medseg.methods.dram.config import DRAMConfig
+from medseg.methods.dram.method import DRAM
+from medseg.phantoms.chest import LABELS, Chest, make_chest
+from medseg.phantoms.study import write_grid
+from medseg.weak import WeakLabels
+
+SHAPE = (40, 32, 12)
+
+
+@pytest.fixture
+def write_case(tmp_path: Path) -> Callable[..., tuple[Case, Chest]]:
+    """Writes a phantom; `mask`, `regions` and `weak` say what of it the case knows."""
+
+    def write(
+        seed: int, *, mask: bool = True, regions: bool = False, weak: dict[str, object] | None = None,
+        percent: list[float] | None = None, distractors: int = 6, noise: float = 40.0,
+    ) -> tuple[Case, Chest]:  # fmt: skip
+        chest = make_chest(seed, SHAPE, percent, distractors=distractors, noise=noise)
+        parts = {"image": chest.image, "mask": chest.mask, "regions": chest.regions}
+        files = {
+            key: write_grid(tmp_path / f"{key}_{seed}.nii.gz", value, chest.affine) for key, value in parts.items()
+        }
+        case = Case(
+            id=f"case_{seed}",
+            image=files["image"],
+            label=files["mask"] if mask else None,
+            regions=files["regions"] if regions else None,
+            weak=WeakLabels.model_validate(weak) if weak is not None else None,
+        )
+        return case, chest
+
+    return write
+
+
+@pytest.fixture
+def build() -> Callable[..., DRAM]:
+    """A small method; keyword arguments are settings."""
+
+    def make(labels: dict[str, int] | None = None, seed: int = 0, **settings: object) -> DRAM:
+        torch.manual_seed(seed)
+        given = {"width": 4, "window": (-1000, 200), "scale": 1.0, "amp": "off", "iterations": 10, **settings}
+        return DRAM(DRAMConfig.from_dict(given), labels or LABELS)
+
+    return make
+
+
+@pytest.fixture
+def training_set() -> Callable[..., TrainingSet]:
+    """Cases with a cache around `Method.load`."""
+
+    def make(method: DRAM, *cases: Case) -> TrainingSet:
+        kept = {case.id: method.load(case) for case in cases}
+        return TrainingSet(cases, lambda case: kept[case.id])
+
+    return make

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medseg.errors import UnusableInputError
+from medseg.methods.dram.data import guess_window, lesion_label
+from medseg.methods.dram.derive import derive_extents
+from medseg.methods.dram.method import DRAM
+from medseg.phantoms.chest import LABELS, true_percent
+from medseg.phantoms.study import write_grid
+from medseg.transforms.io import read_image
+
+
+def test_regions_and_extents_follow_from_a_mask(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    case, chest = write_case(0, percent=[0, 5, 30, 0, 12, 60])
+
+    loaded = build(masks="extents").load(case)
+
+    low, high, weight = loaded["extents"]
+    assert weight.nonzero()[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    for index, percent in true_percent(chest).items():
+        assert float(low[index]) <= percent / 100 <= float(high[index])
+    assert float(loaded["image"].min()) >= 0
+    assert float(loaded["image"].max()) <= 1
+
+
+def test_no_voxel_of_the_truth_reaches_a_weak_sample(
+    write_case: Callable, build: Callable[..., DRAM], tmp_path: Path
+) -> None:
+    """Two masks with the same extents and other voxels give the same sample; and none is named `label`."""
+    case, chest = write_case(1, percent=[20, 20, 20, 20, 20, 20])
+    shuffled = chest.mask.copy()
+    rng = np.random.default_rng(0)
+    for index in range(1, 7):
+        shuffled[chest.regions == index] = rng.permutation(chest.mask[chest.regions == index])
+    other = replace(case, label=write_grid(tmp_path / "other.nii.gz", shuffled, chest.affine))
+    method = build(masks="extents")
+
+    one, two = method.load(case), method.load(other)
+    drawn = [method.sample(loaded, "extents", torch.Generator().manual_seed(0)) for loaded in (one, two)]
+
+    assert not np.array_equal(shuffled, chest.mask)
+    assert "label" not in one
+    for key, value in one.items():
+        assert torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+    assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
+    assert float(drawn[0]["label"].abs().sum()) == 0
+    assert float(drawn[0]["has_mask"]) == 0
+    assert "label" in build(masks="voxels").load(case)
+
+
+def test_stated_extents_need_no_mask(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    case, _ = write_case(2, mask=False, regions=True, weak={"extent": {"left_upper": [10, 20]}, "source": "reader"})
+
+    loaded = build().load(case)
+
+    assert loaded["source"] == "reader"
+    assert loaded["extents"][2].nonzero()[:, 0].tolist() == [3]
+    assert "label" not in loaded
+
+
+def test_lungs_are_found_in_hu_where_nobody_gave_regions(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    case, chest = write_case(3, mask=False, weak={"scores": {"left_lower": 1}}, percent=[3, 0, 0, 0, 0, 0])
+
+    regions = build(margin=50).load(case)["regions"]
+
+    agreement = (regions.as_tensor()[0].numpy() == chest.regions)[chest.regions > 0].mean()
+    assert agreement > 0.85
+
+
+def test_a_flip_never_swaps_region_ids(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    method = build()
+    loaded = method.load(write_case(4)[0])
+    marked = {**loaded, "image": loaded["regions"].float() / 10}
+    for seed in range(4):
+        drawn = method.sample(marked, "extents", torch.Generator().manual_seed(seed))
+        # contrast changes the values but not which voxels are equal
+        for index in range(1, 7):
+            values = drawn["image"][drawn["regions"] == index]
+            assert float(values.std()) < 0.04
+        assert drawn["extents"][2].nonzero()[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cut_region_loses_its_percentage(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    method = build(patch=(24, 24, 8), batch=2)
+    loaded = method.load(write_case(5)[0])
+
+    drawn = method.sample(loaded, "extents", torch.Generator().manual_seed(0))
+
+    assert drawn["image"].shape[1:] == (24, 24, 8)
+    counts = torch.bincount(drawn["regions"].flatten().long(), minlength=33)
+    for index in range(1, 7):
+        whole = int(counts[index]) == int(loaded["counts"][index])
+        assert (float(drawn["extents"][2, index]) > 0) == whole
+    assert float(drawn["extents"][2].sum()) < 6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("empty", "is empty; draw the lungs"), ("far", "lies on another grid"), ("axes", "has 2 axes, its image 3")],
+)
+def test_bad_region_masks(
+    change: str, reason: str, write_case: Callable, build: Callable[..., DRAM], tmp_path: Path
+) -> None:
+    case, chest = write_case(6, regions=True)
+    values, affine = chest.regions, chest.affine.copy()
+    if change == "empty":
+        values = np.zeros_like(values)
+    if change == "far":
+        affine[:3, 3] = 5000
+    if change == "axes":
+        values = values[:, :, 3]
+    suffix = ".png" if change == "axes" else ".nii.gz"
+    bad = replace(case, regions=write_grid(tmp_path / f"bad{suffix}", values, affine))
+
+    with pytest.raises(UnusableInputError, match=reason):
+        build().load(bad)
+
+
+def test_extents_of_a_region_that_is_not_there(write_case: Callable, build: Callable[..., DRAM]) -> None:
+    case, _ = write_case(7, mask=False, regions=True, weak={"extent": {"middle lobe": 5}})
+
+    with pytest.raises(UnusableInputError, match="image case_7: there is no region 'middle lobe'"):
+        build().load(case)
+
+
+def test_the_lesion_among_the_labels() -> None:
+    assert lesion_label({"infection": 1, "lung": 2}) == 1
+    assert lesion_label({"label_1": 1, "label_2": 2}) == 2
+    assert lesion_label({"a": 1, "b": 2}, "a") == 1
+    with pytest.raises(UnusableInputError, match="lesion = 'c' is no label"):
+        lesion_label({"a": 1}, "c")
+
+
+def test_window_of_hu_and_of_eight_bits(write_case: Callable) -> None:
+    image = read_image(write_case(8)[0].image)
+
+    assert guess_window(image) == (-1000.0, 200.0)
+    assert guess_window((image + 1000).clamp(0, 255)) == (0.0, 255.0)
+
+
+def test_extents_derived_from_a_finished_mask(write_case: Callable) -> None:
+    case, chest = write_case(9, regions=True, weak={"extent": {"1": 99}, "angles": {"a": 1}, "source": "reader"})
+
+    weak = derive_extents(case, LABELS)
+
+    assert weak is not None
+    assert weak.source == "mask"
+    assert weak.angles == {"a": 1}
+    true = true_percent(chest)
+    assert weak.extent["left_lower"] == pytest.approx(true[1], abs=1e-3)
+    assert weak.extent["right_upper"] == pytest.approx(true[6], abs=1e-3)
+    assert derive_extents(replace(case, regions=None), {"liver": 1, "spleen": 2}) is None
+
+
+def test_real_data_have_the_cards_regions(data_dir: Path, build: Callable[..., DRAM]) -> None:
+    from medseg.cases import load_cases
+
+    cases = [c for c in load_cases(data_dir / "covid_ct") if c.id in ("covid_04", "covid_05")]
+    method = build({"label_1": 1, "label_2": 2}, window=(0, 255), scale=0.25, masks="extents")
+    middles = [method.load(case)["extents"][:2].mean(dim=0)[1:7] for case in cases]
+
+    # the card's figures: per volume 0.02 to 0.62, regions from 0 to 0.81
+    assert float(middles[1].max()) == pytest.approx(0.81, abs=0.03)
+    assert float(middles[1].mean()) == pytest.approx(0.62, abs=0.04)
+
+
+def test_six_thirds_of_a_ct_in_hu(data_dir: Path) -> None:
+    from medseg.transforms.io import read_mask
+    from medseg.transforms.regions import lungs_of_hu
+
+    folder = data_dir / "chest_ct_hu"
+    found = lungs_of_hu(read_image(folder / "ct-64.nrrd").as_tensor()[0].numpy())
+    thirds = read_mask(folder / "lm-64.nrrd").as_tensor()[0].numpy().astype(np.int64) % 256
+    true = (thirds >= 9) & (thirds <= 14)
+
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.85
