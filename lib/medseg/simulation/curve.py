@@ -26,11 +26,13 @@ from medseg.files import read_json, write_json
 from medseg.inference.evaluation import evaluate
 from medseg.inference.model_folder import load_model
 from medseg.inference.predictor import Predictor
-from medseg.methods.base import Method, Prediction
+from medseg.methods import method_class
+from medseg.methods.base import Method, Prediction, Supervision
 from medseg.metrics.overlap import overlap_metrics
 from medseg.simulation.annotator import Annotator
 from medseg.simulation.request import SimulationRequest
 from medseg.simulation.roles import Roles
+from medseg.simulation.severity import severity_of, type_severity
 from medseg.simulation.server_process import ServerOptions, ServerProcess, default_app
 from medseg.simulation.study import build_study
 from medseg.training.registry import ModelRegistry, Version
@@ -94,6 +96,7 @@ class Curve:
             annotator = Annotator(server, self.request.method, self.setting.labels)
             try:
                 self._check_offer(annotator.info())
+                self._type_severity(annotator)
                 while not self.finished:
                     self._round(annotator)
             finally:
@@ -125,6 +128,20 @@ class Curve:
             if name not in known:
                 what = "method" if kind == "trainers" else "strategy"
                 raise MedsegError(f"the server offers no {what} {name!r}; it offers {', '.join(known)}")
+
+    def _type_severity(self, annotator: Annotator) -> None:
+        """Regions and extents of all images, once, for methods that learn from extents."""
+        kind = method_class(self.request.method)
+        if Supervision.EXTENTS not in kind.supervision or self._present.get("severity") or self.rounds:
+            return
+        folder = self.folder / "regions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for case in self.setting.roles.pool:
+            found = severity_of(case, self.setting.truth[case.id], self.setting.labels, kind, folder)
+            if found is not None:
+                type_severity(annotator, case.id, *found)
+        self._present["severity"] = True
+        self._save()
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
