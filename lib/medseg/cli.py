@@ -386,6 +386,21 @@ def simulate(
     typer.echo(f"{out}/summary.json and {out}/report.html are written")
 
 
+@app.command("import-weak", epilog="Example: medseg import-weak extents.csv --studies DIR")
+def import_weak(
+    table: Annotated[Path, typer.Argument(help="CSV: image, extent_REGION (per cent), score_REGION (0-5), ...")],
+    studies: Annotated[Path, typer.Option("--studies", help="The studies folder that is served.")],
+) -> None:
+    """Read a table of weak labels into a studies folder: all rows, or none if one is bad."""
+    from medseg.server.datastore import MedsegDatastore
+    from medseg.server.weak_labels import import_weak as run_import
+
+    if not studies.is_dir():
+        raise MedsegError(f"studies folder {studies} does not exist; give the folder that is served")
+    updated = run_import(MedsegDatastore(studies), table)
+    typer.echo(f"weak labels of {len(updated)} images are in {studies}: {', '.join(updated)}")
+
+
 @app.command(epilog="Example: medseg models; medseg models caml --rollback 1")
 def models(
     method: Annotated[Optional[str], typer.Argument(help="Only this method.", show_default="all")] = None,  # noqa: UP045

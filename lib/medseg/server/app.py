@@ -32,6 +32,7 @@ from medseg.server.tasks.scoring import MedsegScoring
 from medseg.server.tasks.strategy import MedsegStrategy, make_strategies
 from medseg.server.tasks.study import Study, fixed_labels
 from medseg.server.tasks.train import SERVER_PID, MedsegTrain
+from medseg.server.weak_labels import derive_weak, import_weak
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class MedsegApp(MONAILabelApp):
         if isinstance(datastore, DicomWebDatastore):
             datastore.on_label = self.study.leases.release
             datastore.holder = self._holder
+        if self.settings.weak_labels and not in_job_process():
+            import_weak(datastore, Path(self.settings.weak_labels), only_missing=True)
         return datastore
 
     def _holder(self, image_id: str) -> str:
@@ -194,6 +197,7 @@ class MedsegApp(MONAILabelApp):
         self.study.leases.release(image_id)
         store = self.datastore()
         remarks = store.saved_remarks(image_id) if isinstance(store, MedsegDatastore) else []
+        derive_weak(self.study, image_id)
         for remark in remarks:
             logger.info("label of %s: %s", image_id, remark)
         return {"remarks": remarks, "labelled": len(self.study.labelled()), "unlabelled": len(self.study.unlabelled())}
