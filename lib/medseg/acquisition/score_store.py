@@ -29,6 +29,7 @@ class StoredScore:
         parts: the numbers the value is made of.
         features: embedding for diversity; empty where the method has none.
         error: why there is no value.
+        group: values are comparable within it, see `Score.group`.
     """
 
     id: str
@@ -39,6 +40,7 @@ class StoredScore:
     parts: Mapping[str, float] = field(default_factory=dict)
     features: tuple[float, ...] = ()
     error: str | None = None
+    group: str = ""
 
 
 def image_stamp(image: Path) -> str:

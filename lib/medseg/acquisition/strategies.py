@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,6 +93,38 @@ def by_score(candidates: Sequence[Candidate], seed: int = 0) -> list[Scored]:
     rest = [c for c in candidates if c.value is None]
     scored.sort(key=lambda c: (-float(c.value or 0.0), _draw(c.id, seed)))
     return [Scored(c.id, c.value, c.why) for c in scored] + random_order(rest, seed, UNSCORED_WHY)
+
+
+def weakest_first(
+    candidates: Sequence[Candidate], standing: Mapping[str, float], held: Sequence[str] = (), seed: int = 0
+) -> list[Scored]:
+    """One image of every stratum in turn, beginning with the stratum that the model is worst at; by score within.
+
+    So the noisiest domain does not take all requests, and the one that needs labels most gets the first.
+
+    Args:
+        candidates: images with their `stratum`; values need be comparable only within it.
+        standing: quality of the model on each stratum's validation images; a stratum without any counts as worst.
+        held: stratum of each image that an annotator holds; such a stratum has had a turn.
+        seed: of the stable random order.
+    """
+    turns = Counter(held)
+    order = by_score(candidates, seed)
+    stratum = {c.id: c.stratum for c in candidates}
+    waiting: dict[str, deque[Scored]] = defaultdict(deque)
+    for scored in order:
+        waiting[stratum[scored.id]].append(scored)
+    heap = [(turns[name], standing.get(name, -1.0), name) for name in waiting]
+    heapq.heapify(heap)
+    result = []
+    while heap:
+        turn, quality, name = heapq.heappop(heap)
+        scored = waiting[name].popleft()
+        known = f"quality {quality:.2f}" if name in standing else "no validation image"
+        result.append(replace(scored, why=f"{name}, {known}: {scored.why}"))
+        if waiting[name]:
+            heapq.heappush(heap, (turn + 1, quality, name))
+    return result
 
 
 def diverse(

@@ -2,7 +2,7 @@
 
 Everything goes by patient and by list order or a hash of the patient's id, so the same call gives the same split on
 every machine. Cases of a held-out patient are not learnt from, not even without their mask. Where the cases fall into
-groups (`Method.group_of`: data sets, domains), labels, held-out cases and folds are dealt to the groups in turn, so
+groups (`Method.group_cases`: data sets, domains), labels, held-out cases and folds are dealt to the groups in turn, so
 that each of them is learnt from and reported on.
 """
 
@@ -66,9 +66,10 @@ def split_cases(
 
 def _groups(cases: Sequence[Case], kind: type[Method]) -> dict[str, list[Case]]:
     """Cases by group, both in list order."""
+    names = kind.group_cases(cases)
     groups: dict[str, list[Case]] = {}
     for case in cases:
-        groups.setdefault(kind.group_of(case), []).append(case)
+        groups.setdefault(names[case.id], []).append(case)
     return groups
 
 
@@ -104,15 +105,16 @@ def _held_out_patients(
             f"{len(masked) - len(free)} belong to patients that train; lower --labelled or the held-out number, "
             "or add cases with masks"
         )
-    count = dict.fromkeys(_groups(free, kind), 0)
+    groups = _groups(free, kind)
     queues = {group: list(patients) for group, patients in _patients(free, kind).items()}
     chosen: set[str] = set()
-    while sum(count.values()) < wanted:
-        group = min((g for g in queues if queues[g]), key=lambda g: count[g])  # the first of those with fewest cases
-        patient = queues[group].pop(0)
-        chosen.add(patient)
-        for case in (case for case in free if case.patient == patient):
-            count[kind.group_of(case)] += 1
+
+    def reported(group: str | None = None) -> int:
+        return sum(case.patient in chosen for case in (free if group is None else groups[group]))
+
+    while reported() < wanted:
+        group = min((name for name in queues if queues[name]), key=reported)  # the first of those with fewest cases
+        chosen.add(queues[group].pop(0))
     return chosen
 
 

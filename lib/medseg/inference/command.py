@@ -95,7 +95,7 @@ def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) 
     target = _target(case, out)
     if prediction.mask is not None:
         write_volume(target, prediction.mask)
-    labels = predictor.method.labels
+    labels = predictor.method.labels if prediction.labels is None else prediction.labels
     sizes = (
         {name: int((prediction.mask == index).sum()) for name, index in labels.items()}
         if prediction.mask is not None
@@ -110,6 +110,7 @@ def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) 
             "voxels": sizes,
             "measurements": {k: {"value": m.value, "unit": m.unit} for k, m in prediction.measurements.items()},
             "warnings": list(prediction.warnings),
+            **prediction.facts,
         },
     )
     return target if prediction.mask is not None else out / f"{case.id}.json"

@@ -57,6 +57,7 @@ class _Tap(nn.Module):
     def __init__(self, inner: nn.Module, name: str, store: dict[str, Any]) -> None:
         super().__init__()
         self.inner, self.name, self.store = inner, name, store
+        self.training = inner.training  # not by `train`, which would change the slots that are shared
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """The inner module's output."""
@@ -139,4 +140,4 @@ def _view(module: nn.Module, name: str, domain: str | None, taps: Mapping[str, d
     if any(children[key] is not module._modules[key] for key in children):
         result = module.__class__.__new__(module.__class__)
         result.__dict__ = {**module.__dict__, "_modules": children}  # parameters and buffers stay the same objects
-    return _Tap(result, name, taps[name]).train(module.training) if name in taps else result
+    return _Tap(result, name, taps[name]) if name in taps else result

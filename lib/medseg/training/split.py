@@ -13,6 +13,7 @@ The rule, by patient (a patient's cases are never on both sides):
    whose unlabelled images were learnt from never validates; and as long as nobody validates, that is with one label,
    no unlabelled image is learnt from, so that any of them can still validate.
 5. An explicit list of validation ids replaces the rules 2 and 3.
+6. In a union of data sets or domains (`Method.group_cases`), 2 and 3 hold in each of them, so that each validates.
 """
 
 from __future__ import annotations
@@ -80,10 +81,14 @@ class SplitManifest:
             roles: dict[str, str] = read_json(self.path, default={})
             known = dict(roles)
             labelled = {case.patient for case in cases if kind.is_labelled(case)}
-            new = sorted(labelled - roles.keys(), key=stable_hash)
-            roles.update(
-                self._explicit_roles(cases, new) if self.explicit else self._hashed_roles(roles, labelled, new)
-            )
+            if self.explicit:
+                roles.update(self._explicit_roles(cases, sorted(labelled - roles.keys(), key=stable_hash)))
+            else:
+                for patients in _patients_by_group(cases, kind):
+                    own = roles if patients is None else {p: r for p, r in roles.items() if p in patients}
+                    known_here = labelled if patients is None else labelled & patients
+                    new = sorted(known_here - roles.keys(), key=stable_hash)
+                    roles.update(self._hashed_roles(own, known_here, new))
             alone = not self.explicit and self.fraction > 0 and VALIDATION not in roles.values()
             training = tuple(
                 case for case in cases if not self._reserved(case, roles) and (kind.is_labelled(case) or not alone)
@@ -123,6 +128,15 @@ class SplitManifest:
         if new and TRAINING not in {*roles.values(), *result.values()}:
             result[new[-1]] = TRAINING
         return result
+
+
+def _patients_by_group(cases: Sequence[Case], kind: type[Method]) -> list[set[str] | None]:
+    """Patients of each group (`Method.group_cases`); None stands for everybody where there is one group."""
+    groups: dict[str, set[str]] = {}
+    names = kind.group_cases(cases)
+    for case in cases:
+        groups.setdefault(names[case.id], set()).add(case.patient)
+    return list(groups.values()) if len(groups) > 1 else [None]
 
 
 def split_first(cases: Sequence[Case], labelled: int, fraction: float, kind: type[Method] = Method) -> Split:

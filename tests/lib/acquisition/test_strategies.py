@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order, stratified
+from medseg.acquisition.strategies import Candidate, by_score, diverse, first, random_order, stratified, weakest_first
 
 
 def ids(scored: list) -> list[str]:
@@ -106,3 +106,24 @@ def test_stratified_without_strata_is_random() -> None:
     assert ids(stratified(images, seed=2)) == ids(random_order(images, seed=2))
     alone = [Candidate(c.id, stratum=c.id) for c in images]
     assert ids(stratified(alone, seed=2)) == ids(random_order(images, seed=2))
+
+
+def test_weakest_domain_is_served_first_and_the_others_in_turn() -> None:
+    pool = [
+        Candidate("a1", 0.9, "unsure", stratum="ankle"),
+        Candidate("a2", 0.8, "unsure", stratum="ankle"),
+        Candidate("k1", 0.1, "unsure", stratum="knee"),
+        Candidate("k2", 0.2, "unsure", stratum="knee"),
+        Candidate("h1", None, stratum="hip"),
+    ]
+
+    order = weakest_first(pool, {"ankle": 0.9, "knee": 0.6})
+
+    assert [s.id for s in order] == ["h1", "k2", "a1", "k1", "a2"]
+    assert order[1].why == "knee, quality 0.60: unsure"
+    assert order[0].why.startswith("hip, no validation image")
+
+
+def test_domain_whose_image_is_held_has_had_its_turn() -> None:
+    pool = [Candidate("a1", 0.9, stratum="ankle"), Candidate("k1", 0.1, stratum="knee")]
+    assert [s.id for s in weakest_first(pool, {"ankle": 0.9, "knee": 0.6}, held=["knee"])] == ["a1", "k1"]

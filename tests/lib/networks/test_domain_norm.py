@@ -90,6 +90,18 @@ def test_taps_keep_the_outputs_of_one_call_and_leave_the_network_alone() -> None
         domain_view(network, "vb1", ["nowhere"], store)
 
 
+def test_taps_leave_the_modes_of_the_slots_alone() -> None:
+    network = convert_batch_norm(small_net(), DOMAINS).eval()
+    slot = domain_slots(network, "vb1")[1].train()
+    before = slot.running_mean.clone()
+
+    domain_view(network, "vb1", ["3"], {})(torch.randn(4, 1, 8, 8) + 3)
+
+    assert slot.training
+    assert not torch.equal(slot.running_mean, before)
+    assert not domain_slots(network, "type")[1].training
+
+
 def test_view_shares_parameters_so_that_training_reaches_the_network() -> None:
     network = convert_batch_norm(small_net(), DOMAINS)
     domain_view(network, "vb1")(torch.randn(2, 1, 8, 8)).square().sum().backward()

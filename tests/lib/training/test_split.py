@@ -177,3 +177,19 @@ def test_manifest_only_grows(tmp_path: Path) -> None:
     roles = read_json(tmp_path / "split.json")
     assert roles.keys() == {"gone", "p", "q"}
     assert (roles["gone"], roles["p"]) == ("validation", "training")
+
+
+def test_every_data_set_of_a_union_validates(tmp_path: Path) -> None:
+    cases = [
+        Case(f"{name}{i}", Path("x.png"), Path("x.png"), dataset=name)
+        for name, n in (("a", 20), ("b", 3))
+        for i in range(n)
+    ]
+    split = SplitManifest(tmp_path / "split.json").assign(cases)
+
+    assert sum(case.dataset == "b" for case in split.validation) == 1
+    assert sum(case.dataset == "a" for case in split.validation) >= 1
+    again = SplitManifest(tmp_path / "split.json").assign(
+        [*cases, Case("b9", Path("x.png"), Path("x.png"), dataset="b")]
+    )
+    assert {case.id for case in split.validation} <= {case.id for case in again.validation}

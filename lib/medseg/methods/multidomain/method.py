@@ -13,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from medseg.cases import Case
-from medseg.domains import Domain, DomainRegistry, Resolution, file_prefix
+from medseg.domains import Domain, DomainRegistry, Resolution, assign_domains
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.losses.segmentation import SegmentationLoss
 from medseg.methods.base import (
@@ -79,10 +79,9 @@ class MultiDomain(PatchMethod):
     merges_instances: ClassVar = True
 
     @classmethod
-    def group_of(cls, case: Case) -> str:
-        """Data set and, where it is stated or the file name shows it, domain."""
-        stated = case.domain or (case.weak.domain if case.weak else None)
-        return f"{case.dataset}/{stated or file_prefix(case) or ''}"
+    def group_cases(cls, cases: Sequence[Case]) -> dict[str, str]:
+        """Splits are made within each domain."""
+        return assign_domains(cases)
 
     @classmethod
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
@@ -245,7 +244,7 @@ class MultiDomain(PatchMethod):
     # -- training --------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[int, ...]:
-        """The prior alone, or a new domain's slot alone, then everything."""
+        """First the prior learns, or a new domain's slot alone; then everything works together."""
         first = self.regularisers.prior_iterations or self._frozen_iterations()
         return (0, first) if 0 < first < self.config.iterations else (0,)
 
@@ -265,8 +264,6 @@ class MultiDomain(PatchMethod):
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:
         """One batch of each domain, one loss."""
         batches = {name: (part["image"], self.local_label(part["label"], name)) for name, part in batch.items()}
-        if self.network.prior is not None and iteration < self.regularisers.prior_iterations:
-            return self.regularisers.prior_step(self.network, {name: label for name, (_, label) in batches.items()})
         logits, features, terms = {}, {}, {}
         for name, (image, label) in batches.items():
             logits[name], features[name] = self.network.with_features(image, name)
@@ -369,18 +366,22 @@ class MultiDomain(PatchMethod):
         return prepared
 
     def views(self, image: MetaTensor) -> torch.Tensor:
-        """Pieces of an image (V, C, *patch) by which its domain is recognised, from the middle of the image."""
+        """Pieces of an image by which its domain is recognised, small."""
+        return _small(self.cut_views(image, VIEWS_OF_AN_IMAGE), self.patch_of(None))
+
+    def cut_views(self, image: MetaTensor, count: int) -> torch.Tensor:
+        """Pieces (V, C, *patch) from the middle of an image (C, *grid): so many slices of a volume, or one patch."""
         plain = image.as_tensor()
         patch = self.patch_of(None)
         if self.config.net_axes == 2 and self.dimension == 3:
             depth = plain.shape[-1]
-            picks = torch.linspace(0.2 * (depth - 1), 0.8 * (depth - 1), VIEWS_OF_AN_IMAGE).round().long().tolist()
+            picks = torch.linspace(0.2 * (depth - 1), 0.8 * (depth - 1), count).round().long().tolist()
             pieces = [plain[..., index] for index in picks]
         else:
             pieces = [plain]
         grid = pieces[0].shape[1:]
         centre = fitted_centre([n / 2 for n in grid], patch, grid)
-        return _small(torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces]), patch)
+        return torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces])
 
     def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
         return read_label(self._with_names(case, image), image, self.labels)

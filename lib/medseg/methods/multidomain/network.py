@@ -76,12 +76,6 @@ class MultiDomainNet(nn.Module):
         maps = [item for name in self.taps for item in _as_list(store[name])]
         return logits, [found.flatten(2).mean(dim=2) for found in maps]
 
-    def classes_of(self, domain: str) -> int:
-        """Classes of a domain's head, background included."""
-        head = self.heads[slot_key(domain)]
-        assert isinstance(head, nn.Conv2d | nn.Conv3d)
-        return head.out_channels
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """Theta: what all domains share in the segmentation network."""
         return [p for name, p in self.backbone.named_parameters() if ".slots." not in name]

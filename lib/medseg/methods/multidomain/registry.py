@@ -80,14 +80,16 @@ def _without_strays(
     A structure of another joint in one file is a mistake; its case is refused when it is loaded.
     """
     masks = {name: max(1, sum(case.label is not None for case in groups[name])) for name in found}
+    usual = {
+        (name, label or value)
+        for name, counts in found.items()
+        for (value, label), count in counts.items()
+        if 2 * count > masks[name]
+    }
     result = {}
     for name, counts in found.items():
-        strays = {
-            number
-            for number, count in counts.items()
-            if 2 * count < masks[name]
-            and any(2 * other[number] > masks[o] and not 2 * other[number] < masks[o] for o, other in found.items())
-        }
+        elsewhere = {label for other, label in usual if other != name}
+        strays = {n for n, count in counts.items() if 2 * count < masks[name] and (n[1] or n[0]) in elsewhere}
         result[name] = Counter({number: count for number, count in counts.items() if number not in strays})
         for value, label in strays:
             text = "label %s is rare in domain %s and belongs to another; its cases are refused"

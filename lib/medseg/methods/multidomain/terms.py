@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from medseg.losses.ramp import ramp_up
 from medseg.losses.supervised_contrastive import SupervisedContrastiveLoss, contrastive_floor
-from medseg.methods.base import StepOutput
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.network import MultiDomainNet
 
@@ -44,21 +43,10 @@ class Regularisers:
 
     @property
     def prior_iterations(self) -> int:
-        """Iterations of the first stage, in which the auto-encoder learns alone; 0 without a prior."""
+        """Iterations of the first stage, in which the auto-encoder learns and is not yet listened to; 0 without one."""
         config = self.config
         wanted = config.prior_weight > 0 or config.adversarial_weight > 0
         return max(1, round(config.prior_share * config.iterations)) if wanted else 0
-
-    def prior_step(self, network: MultiDomainNet, labels: Mapping[str, torch.Tensor]) -> StepOutput:
-        """One step of the auto-encoder on true masks: cross-entropy, mean over domains."""
-        assert network.prior is not None
-        losses = []
-        for name, label in labels.items():
-            classes = network.classes_of(name)
-            logits = network.prior(one_hot(label, classes), name)
-            losses.append(F.cross_entropy(logits.float(), label[:, 0]))
-        loss = torch.stack(losses).mean()
-        return StepOutput(loss, {"prior_reconstruction": loss.detach()})
 
     def __call__(self, network: MultiDomainNet, parts: Mapping[str, Forward], iteration: int) -> Sum:
         """All terms that are switched on, for one batch of each domain."""
@@ -67,7 +55,9 @@ class Regularisers:
         total = Sum(torch.zeros((), device=device))
         if config.contrast_weight > 0 and len(parts) > 1:
             self._contrast(network, parts, total)
-        if network.prior is not None:
+        if network.prior is not None and iteration < self.prior_iterations:
+            total.add("prior_reconstruction", 1.0, self._reconstruction(network, parts))
+        elif network.prior is not None:
             after = iteration - self.prior_iterations
             ramp = ramp_up(after, 0.2 * (config.iterations - self.prior_iterations))
             self._shape(network, parts, total, ramp)
@@ -83,6 +73,15 @@ class Regularisers:
         loss = torch.stack(losses).mean()
         total.add("contrast", self.config.contrast_weight, loss)
         total.terms["contrast_above_floor"] = loss.detach() - contrastive_floor(groups)
+
+    def _reconstruction(self, network: MultiDomainNet, parts: Mapping[str, Forward]) -> torch.Tensor:
+        """Cross-entropy of the auto-encoder on true masks, mean over domains."""
+        assert network.prior is not None
+        losses = []
+        for name, (logits, label, _) in parts.items():
+            again = network.prior(one_hot(label, logits.shape[1]), name)
+            losses.append(F.cross_entropy(again.float(), label[:, 0]))
+        return torch.stack(losses).mean()
 
     def _shape(self, network: MultiDomainNet, parts: Mapping[str, Forward], total: Sum, ramp: float) -> None:
         """Distance of the codes of prediction and truth; the adversary tells the two kinds of codes apart."""

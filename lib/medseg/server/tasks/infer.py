@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".mha", ".png")
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
+AUTOMATIC = "automatic"  # choice of a domain in viewers: what is known of the image, else recognised
 UNCERTAINTY_KEPT = 32  # ours: newest uncertainty maps on disk
 
 
@@ -121,12 +122,13 @@ class MedsegInfer(InferTask):
         """What viewers read, with the champion's own labels, dimension and version."""
         champion = self.cache.champion()
         about = read_json(champion.folder / "config.json", default={}) if champion else {}
+        domains = list(about.get("config", {}).get("domains") or ())
         return {
             "type": self.type.value,
             "labels": about.get("labels", self.labels),
             "dimension": about.get("config", {}).get("dimension") or self.dimension,
             "description": self.description,
-            "config": self.config(),
+            "config": {**self.config(), **({"domain": [AUTOMATIC, *domains]} if domains else {})},
             "version": champion.number if champion else None,
             "quality": champion.metrics.get("quality") if champion else None,
         }
@@ -205,11 +207,12 @@ class MedsegInfer(InferTask):
     def _result(self, prediction: Prediction, loaded: Loaded, identifier: str | None) -> dict[str, Any]:
         measurements = {k: {"value": float(m.value), "unit": m.unit} for k, m in prediction.measurements.items()}
         result: dict[str, Any] = {
-            "label_names": loaded.predictor.method.labels,
+            "label_names": loaded.predictor.method.labels if prediction.labels is None else prediction.labels,
             "model": self.method,
             "version": loaded.version,
             "measurements": measurements,
             "warnings": list(prediction.warnings),
+            **prediction.facts,
             "centroids": {},
         }
         if prediction.uncertainty is not None and prediction.mask is not None:
@@ -261,7 +264,9 @@ def _as_requested(case: Case, request: Mapping[str, Any]) -> Case:
         weak = parse_weak(request["weak"], f"request for {case.id}, key weak")
         case = replace(case, weak=weak, domain=weak.domain or case.domain)
     domain = request.get("domain")
-    return replace(case, domain=str(domain)) if isinstance(domain, str) and domain else case
+    if isinstance(domain, list | tuple):  # viewers send the whole drop-down list where nothing was chosen
+        domain = domain[0] if domain else None
+    return replace(case, domain=str(domain)) if isinstance(domain, str) and domain not in ("", AUTOMATIC) else case
 
 
 def _extension(asked: Any, image: Path) -> str:

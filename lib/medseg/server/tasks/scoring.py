@@ -103,4 +103,6 @@ class MedsegScoring(ScoringMethod):
         except Exception as error:
             logger.exception("scoring %s failed", identifier)
             return StoredScore(identifier, version, stamp, None, error=f"{type(error).__name__} while scoring")
-        return StoredScore(identifier, version, stamp, score.value, score.why, dict(score.parts), score.features)
+        return StoredScore(
+            identifier, version, stamp, score.value, score.why, dict(score.parts), score.features, group=score.group
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,20 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from medseg.acquisition.cold_start import spread, typical
 from medseg.acquisition.score_store import StoredScore
-from medseg.acquisition.strategies import Candidate, Scored, by_score, diverse, first, random_order, stratified
+from medseg.acquisition.strategies import (
+    Candidate,
+    Scored,
+    by_score,
+    diverse,
+    first,
+    random_order,
+    stratified,
+    weakest_first,
+)
 from medseg.methods import method_class
+from medseg.methods.base import Supervision
 from medseg.server.tasks.study import Study
+from medseg.training.registry import Version
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +108,48 @@ class StratifiedStrategy(MedsegStrategy):
         return stratified(pool, [strata.get(identifier, "") for identifier in self.study.labelled()], self._seed)
 
 
+class WeakestStrategy(MedsegStrategy):
+    """Domains in turn, beginning with the one on whose validation images the champion is worst.
+
+    Args:
+        study: the study.
+        method: whose champion and scores are looked at.
+        seed: of the stable random order.
+    """
+
+    def __init__(self, study: Study, method: str, seed: int) -> None:
+        description = f"domains in turn, the one that {method} is worst at first"
+        super().__init__(study, f"{method}_weakest", description, lambda pool, _: by_score(pool, seed), method)
+        self._seed = seed
+
+    def ranking(self) -> list[Scored]:
+        """All unlabelled images, best first."""
+        assert self.method is not None
+        strata = self.study.strata()
+        champion = self.study.registry.champion(self.method)
+        version = champion.number if champion else -1
+        scores = {k: s for k, s in self.study.scores(self.method).all().items() if s.version == version}
+        pool = [
+            replace(_candidate(identifier, scores.get(identifier)), stratum=strata.get(identifier, ""))
+            for identifier in self.study.unlabelled()
+        ]
+        held = [strata.get(lease.image, "") for lease in self.study.leases.active()]
+        return weakest_first(pool, self._standing(champion, strata), held, self._seed)
+
+    def _standing(self, champion: Version | None, strata: Mapping[str, str]) -> dict[str, float]:
+        """Mean quality of the champion on the validation images of each domain."""
+        validation = (champion.metrics.get("validation") if champion else None) or {}
+        metric = method_class(self.method or "").metric
+        found: dict[str, list[float]] = {}
+        for identifier, values in validation.get("cases", {}).items():
+            if metric in values:
+                found.setdefault(strata.get(identifier, ""), []).append(values[metric])
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
-    """`<method>`: highest score first; `<method>_diverse`: spread over the pool; `random`; `stratified`; `first`.
+    """`<method>`: highest score first; `<method>_diverse`: spread over the pool; `<method>_weakest` of a method with
+    domains: the weakest domain first; `random`; `stratified`; `first`.
 
     With a method that describes images without labels also `typicality` and `k_centre`, for the first labels.
     """
@@ -111,6 +163,8 @@ def make_strategies(study: Study) -> dict[str, MedsegStrategy]:
         found[name] = MedsegStrategy(
             study, name, f"unsure of by {method} and unlike what is labelled", partial(_diverse, weight, seed), method
         )
+        if Supervision.DOMAIN in method_class(method).supervision:
+            found[f"{method}_weakest"] = WeakestStrategy(study, method, seed)
     describing = next((method for method in study.settings.models if method_class(method).describes), None)
     for name, (description, rank) in COLD_START.items() if describing else ():
         found[name] = MedsegStrategy(study, name, description, partial(_cold_start, rank, seed), describing)

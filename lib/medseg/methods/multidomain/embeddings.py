@@ -1,0 +1,91 @@
+"""Where the images of each domain lie in the network's features: a picture, and how well the domain can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from medseg.cases import Case
+
+if TYPE_CHECKING:
+    from medseg.methods.multidomain.method import MultiDomain
+
+SLICES = 8  # ours: slices of a case
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features of one scale: (n, d), and the domain of each row."""
+
+    features: Array
+    domains: tuple[str, ...]
+
+
+@torch.no_grad()
+def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None = None) -> list[Embedding]:
+    """Pooled features at the three deepest scales of evenly spread slices of the cases.
+
+    Args:
+        method: with its network in eval mode.
+        cases: of several domains.
+        common: use this domain's norms for all, so that what is told apart is not told by the norms; None: each
+            case's own.
+    """
+    device = next(method.network.parameters()).device
+    rows: list[list[Array]] = []
+    domains: list[str] = []
+    for case in cases:
+        loaded = method.load(case.without_label())
+        views = method.cut_views(loaded["image"], SLICES).to(device)
+        _, features = method.network.with_features(views, common or loaded["domain"])
+        rows.append([found.float().cpu().numpy().astype(np.float64) for found in features])
+        domains += [loaded["domain"]] * len(views)
+    scales = range(len(rows[0]))
+    return [Embedding(np.concatenate([row[scale] for row in rows]), tuple(domains)) for scale in scales]
+
+
+def principal_components(features: Array, count: int = 2) -> Array:
+    """Rows (n, d) in the plane of their largest spread: (n, count)."""
+    centred = features - features.mean(axis=0)
+    left, size, _ = np.linalg.svd(centred, full_matrices=False)
+    components: Array = left[:, :count] * size[:count]
+    return components
+
+
+def nearest_centre_accuracy(embedding: Embedding) -> float:
+    """Share of rows whose nearest domain centre, found without the row itself, is their own: 1 is perfect clusters."""
+    names = sorted(set(embedding.domains))
+    owner = np.array([names.index(name) for name in embedding.domains])
+    scaled = embedding.features / np.maximum(embedding.features.std(axis=0), 1e-9)
+    hits = 0
+    for row, own in zip(range(len(scaled)), owner, strict=True):
+        others = np.arange(len(scaled)) != row
+        centres = np.stack([scaled[others & (owner == k)].mean(axis=0) for k in range(len(names))])
+        hits += int(np.linalg.norm(centres - scaled[row], axis=1).argmin()) == own
+    return hits / len(scaled)
+
+
+def draw_embeddings(scales: Sequence[Embedding], title: str) -> Figure:
+    """One panel per scale: slices as points in the plane of their largest spread, coloured by domain."""
+    figure = Figure(figsize=(4 * len(scales), 3.8), layout="constrained")
+    for number, (axes, embedding) in enumerate(
+        zip(figure.subplots(1, len(scales), squeeze=False)[0], scales, strict=True)
+    ):
+        points = principal_components(embedding.features)
+        for name in sorted(set(embedding.domains)):
+            chosen = np.array([domain == name for domain in embedding.domains])
+            axes.scatter(points[chosen, 0], points[chosen, 1], s=12, label=name, alpha=0.8)
+        axes.set_title(f"stride {4 * 2**number}, told apart {nearest_centre_accuracy(embedding):.2f}", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
