@@ -48,6 +48,7 @@ class RecordingPredictor(Predictor):
             uncertainty=None if uncertainty is None else to_canonical(uncertainty).as_tensor()[0].cpu().numpy(),
             spacing=spacing_of(image),
             title=title,
+            layers={k: to_canonical(v).as_tensor()[0].numpy() for k, v in self.layers(case).items()},
         )
         self.slices[case.id] = cut_overlay(whole, 3)
 
@@ -61,7 +62,9 @@ def save_overlays(path: Path, overlays: dict[str, Overlay]) -> Path:
             values = getattr(overlay, part)
             if values is not None:
                 arrays[f"{part}/{case}"] = values.astype(np.float16) if part == "uncertainty" else values
-        about[case] = {"spacing": list(overlay.spacing), "title": overlay.title, "places": overlay.places}
+        arrays |= {f"layer {name}/{case}": values.astype(np.float16) for name, values in overlay.layers.items()}
+        facts = {"spacing": list(overlay.spacing), "title": overlay.title, "places": overlay.places}
+        about[case] = {**facts, "layers": list(overlay.layers)}
     arrays["about"] = np.array(json.dumps(about))
 
     def write(temporary: Path) -> None:
@@ -80,10 +83,11 @@ def load_overlay(path: Path, case: str) -> Overlay | None:
         if case not in about:
             return None
         parts = {part: arrays.get(f"{part}/{case}") for part in PARTS}
+        layers = {name: arrays[f"layer {name}/{case}"].astype(np.float32) for name in about[case].get("layers", [])}
     overlay = Overlay(parts["image"], parts["truth"], parts["prediction"], parts["uncertainty"])
     entry = about[case]
     places = tuple(entry["places"]) if entry["places"] is not None else None
-    return replace(overlay, spacing=tuple(entry["spacing"]), title=entry["title"], places=places)
+    return replace(overlay, spacing=tuple(entry["spacing"]), title=entry["title"], places=places, layers=layers)
 
 
 def _picture(image: NDArray[Any]) -> NDArray[Any]:

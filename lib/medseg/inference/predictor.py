@@ -43,6 +43,19 @@ class Predictor:
             prediction = self.method.predict(loaded)
         return self.method.finish(restore(prediction, read_image(case.image)), case)
 
+    def layers(self, case: Case) -> dict[str, MetaTensor]:
+        """The method's maps of one case by name, (1, *grid) on its image's own grid."""
+        loaded = self.method.load(case.without_label())
+        with self._lock, self._inference():
+            maps = self.method.layers(loaded)
+        image = read_image(case.image) if maps else None
+        affine = loaded["image"].affine
+        return {
+            name: to_grid(MetaTensor(value[None].float().cpu(), affine=affine), image)
+            for name, value in maps.items()
+            if image is not None
+        }
+
     def score(self, case: Case) -> Score:
         """Acquisition score of one case."""
         loaded = self.method.load(case.without_label())

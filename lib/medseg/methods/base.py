@@ -434,6 +434,13 @@ class Method(ABC):
     def score(self, loaded: Sample) -> Score:
         """Acquisition score of one preprocessed case; deterministic."""
 
+    def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
+        """Maps on the way to the prediction, for reports: name -> (*grid) in [0, 1] on the network's grid. Default: none.
+
+        Called like `predict`.
+        """
+        return {}
+
     def optimizer(self) -> Optimizer:
         """SGD with momentum, the habit of the semi-supervised literature; methods override it."""
         return torch.optim.SGD(self.network.parameters(), lr=self.config.learning_rate, momentum=0.9, weight_decay=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ class Overlay:
         spacing: mm per voxel along each axis of the grid.
         title: over the figure.
         places: where the arrays hold only chosen slices: their numbers in the whole volume.
+        layers: further maps in [0, 1] by name, in the order in which they lead to the prediction.
     """
 
     image: NDArray[Any]
@@ -36,10 +37,11 @@ class Overlay:
     spacing: Sequence[float] = (1.0, 1.0, 1.0)
     title: str = ""
     places: tuple[int, ...] | None = None
+    layers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> Figure:
-    """Rows of slices across the structure; columns image, truth, prediction (true contour dotted), uncertainty.
+    """Rows of slices across the structure; columns image, truth, layers, prediction (true contour dotted), uncertainty.
 
     Args:
         case: what is drawn.
@@ -48,7 +50,7 @@ def draw_overlay(case: Overlay, labels: Mapping[str, int], slices: int = 3) -> F
     """
     case = cut_overlay(case, slices)
     places: Sequence[int | None] = case.places if case.places is not None else (None,)
-    columns = ["image", *(["truth"] if case.truth is not None else []), "prediction"]
+    columns = ["image", *(["truth"] if case.truth is not None else []), *case.layers, "prediction"]
     columns += ["uncertainty"] if case.uncertainty is not None else []
     aspect = float(case.spacing[1]) / float(case.spacing[0])
     tall = case.prediction.shape[1] * aspect / case.prediction.shape[0]
@@ -81,6 +83,7 @@ def cut_overlay(case: Overlay, slices: int) -> Overlay:
         truth=None if case.truth is None else case.truth[:, :, places],
         prediction=case.prediction[:, :, places],
         uncertainty=None if case.uncertainty is None else case.uncertainty[:, :, places],
+        layers={name: values[:, :, places] for name, values in case.layers.items()},
         places=tuple(places),
     )
 
@@ -105,8 +108,9 @@ def _draw_cell(axes: Axes, case: Overlay, column: str, place: int | None, look: 
     labels, (low, high), aspect = look
     # A picture's y axis points down; a volume in RAS is shown with anterior up.
     origin: Literal["upper", "lower"] = "upper" if place is None else "lower"
-    cut = _cut(case.uncertainty if column == "uncertainty" else case.image, place)
-    if column == "uncertainty":
+    maps = {"uncertainty": case.uncertainty, **case.layers}
+    cut = _cut(maps.get(column, case.image), place)
+    if column in maps:
         axes.imshow(cut, cmap="magma", vmin=0, vmax=1, origin=origin, aspect=aspect)
     elif cut.ndim == 3:
         axes.imshow(cut.astype(np.uint8), origin=origin, aspect=aspect)
