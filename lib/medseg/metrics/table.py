@@ -12,7 +12,7 @@ from medseg.errors import UnusableInputError
 from medseg.metrics.overlap import overlap_metrics
 from medseg.metrics.surface import average_surface_distance, hd95, surface_distances, worst_distance
 
-LOWER_IS_BETTER = ("hd95", "asd", "volume_difference", "missed")
+LOWER_IS_BETTER = ("hd95", "asd", "volume_difference", "missed", "extent_error", "false_positive", "entropy")
 """Prefixes of the metrics of which a smaller value is the better one."""
 
 
