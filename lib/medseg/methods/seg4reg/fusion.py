@@ -55,7 +55,9 @@ class Settled:
 
 
 def settle(paths: Paths, geometry_share: float, fewest: int) -> Settled:
-    """Geometry where its count of vertebrae is believed, drawn towards the mean of R's answers; else R's alone.
+    """Geometry where its count of vertebrae is believed, drawn towards R(S(x)); else R alone.
+
+    R(S(x)) goes before R(x), whose error on tuning cases is a fifth larger; the mean of both lies between them.
 
     Args:
         paths: what each says.
@@ -63,12 +65,12 @@ def settle(paths: Paths, geometry_share: float, fewest: int) -> Settled:
         fewest: with fewer vertebrae the picture shows no spine, and R's answer means nothing.
     """
     found = paths.answers()
-    learnt = [value for name, value in found.items() if name != "geometry"]
+    learnt = found.get("mask", found.get("image"))
     if "geometry" in found:
-        if not learnt:
+        if learnt is None:
             return Settled(found["geometry"], "geometry")
-        mixed = geometry_share * found["geometry"] + (1 - geometry_share) * np.mean(learnt, axis=0)
+        mixed = geometry_share * found["geometry"] + (1 - geometry_share) * learnt
         return Settled(mixed, "geometry and regression")
-    if not learnt or (paths.geometry is not None and paths.geometry.count < fewest):
+    if learnt is None or (paths.geometry is not None and paths.geometry.count < fewest):
         return Settled(None, "none")
-    return Settled(np.mean(learnt, axis=0), "regression")
+    return Settled(learnt, "regression")

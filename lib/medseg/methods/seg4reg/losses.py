@@ -124,18 +124,20 @@ def triangle_loss(
     loss = angle_loss(image.angles, soft.angles, every, config.l1_weight)
     size = len(prob)
     chosen = [(iteration * config.geometry_cases + k) % size for k in range(min(config.geometry_cases, size))]
-    target, known = measured_angles(prob[chosen], Limits(config.lowest_count, config.highest_count))
+    target, known = measured_angles(
+        prob[chosen], Limits(config.lowest_count, config.highest_count), config.refine_quads
+    )
     for path in (image, soft):
         loss = loss + angle_loss(path.angles[chosen], target, known, config.l1_weight)
     return loss / 3
 
 
-def measured_angles(prob: torch.Tensor, limits: Limits) -> tuple[torch.Tensor, torch.Tensor]:
+def measured_angles(prob: torch.Tensor, limits: Limits, refine: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles (B, 3) in units of 90 degrees of soft masks (B, 1, x, y), and whether they are known (B, 3)."""
     masks = (prob.detach()[:, 0] > 0.5).cpu().numpy()
     target, known = torch.zeros(len(masks), 3), torch.zeros(len(masks), 3)
     for row, mask in enumerate(masks):
-        found = measure_mask(mask, (1.0, 1.0), limits)
+        found = measure_mask(mask, (1.0, 1.0), limits, refine)
         if found.trusted and found.cobb is not None:
             target[row], known[row] = torch.tensor(found.cobb.angles) / UNIT, 1.0
     return target.to(prob.device), known.to(prob.device)

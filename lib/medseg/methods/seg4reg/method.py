@@ -293,7 +293,7 @@ class Seg4Reg(Method):
 
     def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
         """The radiograph with vertebrae, end plates and angle lines."""
-        return spine_figure(prediction, image, title, self.limits)
+        return spine_figure(prediction, image, title, self.limits, self.config.refine_quads)
 
     @classmethod
     def report_blocks(cls, cases: Mapping[str, Mapping[str, float]]) -> list[Block]:

@@ -19,13 +19,13 @@ from medseg.transforms.grid import spacing_of
 COLUMNS = ("smape", "mae_1", "mae_2", "mae_3", "dice", "vertebra_dice", "count_failure", "refused")
 
 
-def spine_figure(prediction: Prediction, image: MetaTensor, title: str, limits: Limits) -> Figure | None:
+def spine_figure(prediction: Prediction, image: MetaTensor, title: str, limits: Limits, refine: bool) -> Figure | None:
     """The picture of a finished prediction; None without a mask."""
     if prediction.mask is None:
         return None
     spacing = spacing_of(image)
     mask = prediction.mask.as_tensor()[0].cpu().numpy() > 0
-    found = measure_mask(mask, (spacing[0], spacing[1]), limits)
+    found = measure_mask(mask, (spacing[0], spacing[1]), limits, refine)
     lines = []
     if found.trusted and found.cobb is not None:
         for name, angle, (upper, lower) in zip(ORDER, found.cobb.angles, found.cobb.pairs, strict=True):

@@ -130,7 +130,7 @@ def test_triangle_by_hand_with_a_mask_of_seventeen_vertebrae() -> None:
     loss = triangle_loss(config(), image, soft, prob, 0)
 
     assert known.tolist() == [[1, 1, 1]]
-    assert float((target * 90 - torch.tensor(spine.angles)).abs().max()) < 3
+    assert float((target * 90 - torch.tensor(spine.angles)).abs().max()) < 4
     between = 0.35 / 1.75 + 0.1 * 0.35 / 3
     to_geometry = sum(angle_loss(path.angles, target, known) for path in (image, soft))
     assert float(loss) == pytest.approx((between + float(to_geometry)) / 3, rel=1e-4)
