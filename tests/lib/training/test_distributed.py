@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import toy_method
 from safetensors.torch import load_file
 
 from medseg.files import read_json
@@ -55,7 +56,7 @@ main()
 def one_process(method: str, data: Path, out: Path) -> Path:
     """In a process of its own, as torchrun's are: threads that other tests leave behind draw random numbers too."""
     command = [sys.executable, "-c", ONE_PROCESS, *arguments(method, data, out, network="vnet")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(toy_method.__file__).parent)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return out
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threshold_method
 import torch
 from monai.data import MetaTensor
 from PIL import Image
 from safetensors.torch import save_file
+from threshold_method import Threshold, save_threshold
 
 from medseg import methods
 from medseg.cases import Case
@@ -21,19 +23,14 @@ from medseg.training.gate import gate
 from medseg.training.registry import ModelRegistry
 from medseg.transforms.io import write_volume
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True)
 def _threshold_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method whose network is one number: mask = image > threshold."""
-    monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setitem(methods.METHODS, "threshold", "threshold_method:Threshold")
 
 
 def save_run(folder: Path, threshold: float, label: str = "organ") -> Path:
-    from threshold_method import save_threshold
-
     return save_threshold(folder, threshold, label)
 
 
@@ -136,8 +133,6 @@ def test_metrics_that_are_not_finite_are_rejected(
     registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = save_run(tmp_path / "a", 40)
-    from threshold_method import Threshold
-
     monkeypatch.setattr(Threshold, "quality", lambda self, metrics: float("nan"))
     decision = pass_gate(registry, run, cases)
 
@@ -251,8 +246,6 @@ def test_champion_stays_where_memory_does_not_suffice_to_measure_it(
 ) -> None:
     pass_gate(registry, save_run(tmp_path / "a", 35), [])
     run = save_run(tmp_path / "b", 47)
-    from threshold_method import Threshold
-
     load = Threshold.load
 
     def exhausted(self, case):
@@ -295,7 +288,6 @@ def test_champions_metrics_are_reused_only_while_the_files_are_the_same(
     registry: ModelRegistry, cases: list[Case], tmp_path: Path
 ) -> None:
     pass_gate(registry, save_run(tmp_path / "a", 35), cases)
-    from threshold_method import Threshold
 
     def predictions(threshold: float) -> int:
         before = Threshold.predictions
@@ -366,7 +358,7 @@ def test_crash_between_write_and_publish_keeps_the_champion_and_can_be_repeated(
     run, listed = save_run(tmp_path / "b", 39), save_cases(tmp_path / "cases.json", cases)
     crashed = subprocess.run(
         [sys.executable, "-c", CRASH, registry.root, run, listed],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": str(Path(threshold_method.__file__).parent)},
         check=False,
     )
 

@@ -300,7 +300,6 @@ def test_one_term_is_read_every_ten_iterations(phantoms: Path, tmp_path: Path) -
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setitem(methods.METHODS, "toy", "toy_method:Toy")
 
 

@@ -22,7 +22,6 @@ SWITCH, TOTAL = 10, 24
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setitem(methods.METHODS, "two_stage", "stages_method:TwoStage")
     method_class("two_stage").calls.clear()
     data = write_dataset(tmp_path / "data", 4, labelled=2, options=replace(FLAT, shape=(24, 24)))

@@ -78,12 +78,6 @@ class VoxelBank(nn.Module):
         enough = self.filled.sum(dim=0) >= minimum
         return self.embeddings.reshape(-1, dim)[index], mask & enough[:, None]
 
-    @torch.no_grad()
-    def clear(self) -> None:
-        """Forget everything."""
-        self.embeddings.zero_()
-        self.filled.zero_()
-
     def _from_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor's rows of all processes, in order of their rank."""
         if not (self.gather and torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -65,12 +65,6 @@ def test_survives_save_and_load_and_draws_the_same() -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, other.draw(3), strict=True))
 
 
-def test_clear_forgets_everything() -> None:
-    bank = filled([[4, 1]])
-    bank.clear()
-    assert not bank.draw(2)[1].any()
-
-
 def test_every_process_stores_what_all_of_them_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process writes slot 1 with the negative of what this one writes to slot 0."""
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from monai.data import MetaTensor
+from pixel_method import PixelMethod
 from torch import nn
 
 from medseg.cases import Case
@@ -16,18 +17,14 @@ from medseg.methods.base import (
     ArmGroup,
     Batch,
     Measurement,
-    Method,
     MethodConfig,
     Prediction,
     Preset,
     Sample,
-    Score,
     StepOutput,
     Stream,
-    Supervision,
 )
 from medseg.methods.supervised.method import Supervised
-from medseg.transforms.io import read_image, read_mask
 
 
 @dataclass(frozen=True)
@@ -36,27 +33,19 @@ class ToyConfig(MethodConfig):
     learning_rate: float = 1.0
 
 
-class Toy(Method):
+class Toy(PixelMethod):
     name = "toy"
     title = "Logistic regression"
-    supervision = frozenset({Supervision.MASKS})
     config_class = ToyConfig
     config: ToyConfig
     presets: ClassVar = {"cpu": Preset({"iterations": 60}), "paper": Preset()}
     arm_groups: ClassVar = {"segmentation": ArmGroup((Arm("plain"),), "dice")}
-    dimension = 2
 
     def build_network(self) -> nn.Module:
         return nn.Conv2d(1, 1, 1)
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         return [Stream("pixels", tuple(case for case in cases if case.label), 2)]
-
-    def load(self, case: Case) -> Sample:
-        loaded: Sample = {"image": read_image(case.image)}
-        if case.label is not None:
-            loaded["label"] = read_mask(case.label)
-        return loaded
 
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
         flat = {key: value.as_tensor().flatten().float() for key, value in loaded.items()}
@@ -75,9 +64,6 @@ class Toy(Method):
         area = Measurement(float((prob > 0.5).float().mean()) * 100, "%")
         probabilities = MetaTensor(torch.cat([1 - prob, prob]), affine=loaded["image"].affine)
         return Prediction(probabilities, measurements={"area": area})
-
-    def score(self, loaded: Sample) -> Score:
-        return Score(0.5, "toy")
 
 
 class Sharded(Supervised):
