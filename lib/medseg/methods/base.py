@@ -469,7 +469,12 @@ class Method(ABC):
         assert truth is not None  # `is_labelled` asks for a mask
         picture = (image_suffix(case.image) or "").lower() in PICTURES
         spacing = None if picture else tuple(float(s) for s in truth.pixdim)
-        return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), self.labels, spacing)
+        labels = self.judged_labels(prediction, case)
+        return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), labels, spacing)
+
+    def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
+        """Label name -> number of what `evaluate` compares in this case. Default: all labels."""
+        return self.labels
 
     def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
         """A figure of a finished prediction on its image. Default: None, the outlines of the labels are drawn."""

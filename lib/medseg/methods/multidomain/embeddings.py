@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from medseg.cases import Case
+from medseg.methods.multidomain.images import cut_views
 
 if TYPE_CHECKING:
     from medseg.methods.multidomain.method import MultiDomain
@@ -44,7 +45,7 @@ def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None =
     domains: list[str] = []
     for case in cases:
         loaded = method.load(case.without_label())
-        views = method.cut_views(loaded["image"], SLICES).to(device)
+        views = cut_views(loaded["image"], method.patch_of(None), SLICES).to(device)
         _, features = method.network.with_features(views, common or loaded["domain"])
         rows.append([found.float().cpu().numpy().astype(np.float64) for found in features])
         domains += [loaded["domain"]] * len(views)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -41,18 +41,27 @@ from medseg.methods.multidomain.crops import (
     fitted_centre,
     foreground_spots,
 )
+from medseg.methods.multidomain.images import (
+    axis_last,
+    cut_views,
+    first_image,
+    fitted_patch,
+    pad_slices,
+    prepare,
+    small_views,
+    with_names,
+)
 from medseg.methods.multidomain.network import POOLED, MultiDomainNet, build_backbone
 from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
-from medseg.methods.multidomain.registry import MULTIPLE, build_registry, slice_axis
+from medseg.methods.multidomain.registry import build_registry, slice_axis
 from medseg.methods.multidomain.terms import Regularisers
-from medseg.methods.patches import PatchMethod, normalise, normalised_entropy
-from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
+from medseg.methods.patches import PatchMethod, normalised_entropy
+from medseg.transforms.grid import resize, spacing_of, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
 
 VIEWS_OF_AN_IMAGE = 9  # ours: slices by which the domain of an image is guessed
-LONG = 64  # ours: longer patches are shown to the classifier at half resolution
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +96,13 @@ class MultiDomain(PatchMethod):
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
         """Find the domains of the cases, after those of a model that the run starts from."""
         assert isinstance(config, MultiDomainConfig)
-        readable = _first_image(cases)
+        readable = first_image(cases)
         fitted = config.with_overrides(
             {"dimension": config.dimension or readable.ndim - 1, "channels": config.channels or readable.shape[0]}
         )
         if fitted.domains:
             return fitted
-        fitted = fitted.with_overrides({"patch": _patch(fitted), "scale": fitted.scale or 1.0})
+        fitted = fitted.with_overrides({"patch": fitted_patch(fitted), "scale": fitted.scale or 1.0})
         return prepare_config(fitted, build_registry(fitted, cases))
 
     # -- build -----------------------------------------------------------------------------------------------------
@@ -103,7 +112,7 @@ class MultiDomain(PatchMethod):
         config = self.config
         numbers = {number: name for name, number in self.labels.items()}
         self.registry = DomainRegistry(
-            {name: _named(Domain.from_dict(name, value), numbers) for name, value in config.domains.items()},
+            {name: with_names(Domain.from_dict(name, value), numbers) for name, value in config.domains.items()},
             config.domain_pattern,
         )
         missing = {label for d in self.registry.domains.values() for label in d.labels} - self.labels.keys()
@@ -169,14 +178,14 @@ class MultiDomain(PatchMethod):
         found, guess = self.find_domain(case, original)
         domain = self.registry[found.domain]
         loaded: Sample = {
-            "image": self._prepare(original, domain),
+            "image": prepare(original, domain, self.config),
             "domain": found.domain,
             "source": found.source,
             "confidence": found.confidence,
             "distance": guess.distance if guess else 0.0,
         }
         if case.label is not None:
-            mask = _axis_last(to_canonical(self._read_label(case, original)), domain.slice_axis)
+            mask = axis_last(to_canonical(self._read_label(case, original)), domain.slice_axis)
             small = resize(mask, loaded["image"].shape[1:], mode="label")
             self._check_labels(case, domain, small)
             loaded["label"] = MetaTensor(small.as_tensor().to(torch.uint8), affine=small.affine)
@@ -233,13 +242,20 @@ class MultiDomain(PatchMethod):
     @torch.no_grad()
     def guess_domain(self, image: MetaTensor) -> Guess:
         """The classifier's opinion of an image (C, *grid)."""
-        views = self.views(self._prepare(image, Domain("any", slice_axis=slice_axis(spacing_of(to_canonical(image))))))
+        axis = slice_axis(spacing_of(to_canonical(image)))
+        views = self.views(prepare(image, Domain("any", slice_axis=axis), self.config))
         device = next(self.network.classifier.parameters()).device
         return self.network.classifier.guess(views.to(device))
 
     def read_truth(self, case: Case, image: MetaTensor) -> MetaTensor:
         """The case's mask; without names of its own, its values mean what they mean in its domain."""
         return read_label(self._with_names(case, image), image, self.labels, strict=False)
+
+    def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
+        """The labels of the case's domain; what is taken for another domain's label counts as missed."""
+        found = self.registry.resolve(case)
+        names = self.registry[found.domain].labels if found else tuple(prediction.labels or self.labels)
+        return {name: self.labels[name] for name in names}
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -271,7 +287,7 @@ class MultiDomain(PatchMethod):
         loss = torch.stack(list(terms.values())).mean()
         parts = {name: (logits[name], batches[name][1], features[name]) for name in batches}
         more = self.regularisers(self.network, parts, iteration)
-        views = torch.cat([_small(part["image"], self.patch_of(None)) for part in batch.values()])
+        views = torch.cat([small_views(part["image"], self.patch_of(None)) for part in batch.values()])
         domains = torch.cat([part["domain"] for part in batch.values()])
         guessed = nn.functional.cross_entropy(self.network.classifier(views).float(), domains)
         loss = loss + more.loss + guessed  # the classifier shares no weight with the rest
@@ -341,7 +357,7 @@ class MultiDomain(PatchMethod):
             )
             return inferer(image[None].to(device), forward)[0].float().cpu()
         slices = image.movedim(-1, 0) if self.dimension == 3 else image[None]
-        padded = _pad_slices(slices)
+        padded = pad_slices(slices)
         whole = torch.cat([forward(part.to(device)).cpu() for part in padded.split(2 * self.config.window_batch)])
         whole = whole[..., : slices.shape[-2], : slices.shape[-1]]
         return whole.movedim(0, -1).contiguous() if self.dimension == 3 else whole[0]
@@ -352,36 +368,10 @@ class MultiDomain(PatchMethod):
 
     # -- details ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self, image: MetaTensor, domain: Domain) -> MetaTensor:
-        """Canonical axes, slices last, working spacing, z-score; for 2.5D the neighbouring slices as channels."""
-        turned = to_canonical(image)
-        spacing = domain.spacing or tuple(float(s) for s in turned.pixdim)[: self.dimension]
-        size = size_at(turned, [s / self.config.scale for s in spacing])
-        prepared = _axis_last(normalise(resize(turned, size)), domain.slice_axis)
-        if self.config.view == "2.5d" and self.dimension == 3:
-            plain = prepared.as_tensor()
-            before = torch.cat([plain[..., :1], plain[..., :-1]], dim=-1)
-            after = torch.cat([plain[..., 1:], plain[..., -1:]], dim=-1)
-            prepared = MetaTensor(torch.cat([plain, before, after]), affine=prepared.affine)
-        return prepared
-
     def views(self, image: MetaTensor) -> torch.Tensor:
-        """Pieces of an image by which its domain is recognised, small."""
-        return _small(self.cut_views(image, VIEWS_OF_AN_IMAGE), self.patch_of(None))
-
-    def cut_views(self, image: MetaTensor, count: int) -> torch.Tensor:
-        """Pieces (V, C, *patch) from the middle of an image (C, *grid): so many slices of a volume, or one patch."""
-        plain = image.as_tensor()
+        """Small pieces of a prepared image by which its domain is recognised."""
         patch = self.patch_of(None)
-        if self.config.net_axes == 2 and self.dimension == 3:
-            depth = plain.shape[-1]
-            picks = torch.linspace(0.2 * (depth - 1), 0.8 * (depth - 1), count).round().long().tolist()
-            pieces = [plain[..., index] for index in picks]
-        else:
-            pieces = [plain]
-        grid = pieces[0].shape[1:]
-        centre = fitted_centre([n / 2 for n in grid], patch, grid)
-        return torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces])
+        return small_views(cut_views(image, patch, VIEWS_OF_AN_IMAGE), patch)
 
     def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
         return read_label(self._with_names(case, image), image, self.labels)
@@ -392,7 +382,8 @@ class MultiDomain(PatchMethod):
             return case
         domain = self.registry[self.find_domain(case, image)[0].domain]
         names = domain.names_of(range(1, 256))
-        return replace(case, names=names) if names else case
+        plain = all(self.labels.get(name) == value for value, name in names.items())
+        return case if plain else replace(case, names=names)
 
     def _check_labels(self, case: Case, domain: Domain, mask: MetaTensor) -> None:
         if not self.config.domain_layers:
@@ -427,60 +418,3 @@ class MultiDomain(PatchMethod):
     def _frozen_iterations(self) -> int:
         """Iterations in which only a new domain's slot and head learn."""
         return round(self.config.freeze_share * self.config.iterations) if self.config.added else 0
-
-
-def _named(domain: Domain, numbers: Mapping[int, str]) -> Domain:
-    """The domain with names for the labels that its cases give as bare numbers."""
-
-    def name(label: str) -> str:
-        return numbers.get(int(label), label) if label.isdigit() and label not in numbers.values() else label
-
-    values = {value: name(label) for value, label in domain.values.items()}
-    return replace(domain, labels=tuple(name(label) for label in domain.labels), values=values)
-
-
-def _axis_last(image: MetaTensor, axis: int) -> MetaTensor:
-    """Move a spatial axis to the end; the affine follows."""
-    axes = image.ndim - 1
-    axis %= axes
-    if axis == axes - 1:
-        return image
-    order = [*(a for a in range(axes) if a != axis), axis]
-    plain = image.as_tensor().permute(0, *(1 + a for a in order)).contiguous()
-    return MetaTensor(plain, affine=image.affine[:, [*order, axes]])
-
-
-def _pad_slices(slices: torch.Tensor) -> torch.Tensor:
-    """Zeros at the far ends, so that (B, C, H, W) has lengths the network can halve."""
-    missing = [-n % MULTIPLE for n in slices.shape[-2:]]
-    return nn.functional.pad(slices, [0, missing[1], 0, missing[0]])
-
-
-def _small(patches: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
-    """Patches (B, C, *grid) in the middle of zeros of the largest patch's size, half of it if that is long."""
-    sides = [side for n, p in zip(patches.shape[:1:-1], patch[::-1], strict=True) for side in _halves(p - n)]
-    padded = nn.functional.pad(patches, sides)
-    factor = 2 if max(patch) > LONG else 1
-    pool = nn.functional.avg_pool2d if patches.ndim == 4 else nn.functional.avg_pool3d
-    return pool(padded, factor) if factor > 1 else padded
-
-
-def _halves(missing: int) -> tuple[int, int]:
-    return missing // 2, missing - missing // 2
-
-
-def _patch(config: MultiDomainConfig) -> tuple[int, ...]:
-    """The patch with as many lengths as the network has axes."""
-    axes = config.net_axes
-    if len(config.patch) < axes:
-        return (*config.patch, *(config.patch[-1],) * (axes - len(config.patch)))
-    return config.patch[:axes]
-
-
-def _first_image(cases: Sequence[Case]) -> MetaTensor:
-    for case in cases:
-        try:
-            return read_image(case.image)
-        except MedsegError:
-            continue  # a damaged first file must not stop a run that has others
-    raise MedsegError("there is no readable image to learn from")

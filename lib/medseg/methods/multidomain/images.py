@@ -1,0 +1,124 @@
+"""From an image as it was acquired to what the network sees: axes, spacing, intensities, slices and small views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from medseg.cases import Case
+from medseg.domains import Domain
+from medseg.errors import MedsegError
+from medseg.methods.multidomain.config import MultiDomainConfig
+from medseg.methods.multidomain.crops import crop, fitted_centre
+from medseg.methods.multidomain.registry import MULTIPLE
+from medseg.methods.patches import normalise
+from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
+from medseg.transforms.io import read_image
+
+LONG = 64  # ours: longer patches are shown to the classifier at half resolution
+
+
+def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> MetaTensor:
+    """Canonical axes with the slices last, the domain's spacing, z-score; for 2.5D neighbouring slices as channels.
+
+    Args:
+        image: (C, *grid).
+        domain: its spacing and slice axis count.
+        config: settings.
+
+    Returns:
+        (C, *grid), for 2.5D (3 C, *grid): the slices, those before and those after.
+    """
+    turned = to_canonical(image)
+    spacing = domain.spacing or spacing_of(turned)
+    size = size_at(turned, [s / config.scale for s in spacing])
+    prepared = axis_last(normalise(resize(turned, size)), domain.slice_axis)
+    if config.view != "2.5d" or config.dimension == 2:
+        return prepared
+    plain = prepared.as_tensor()
+    before = torch.cat([plain[..., :1], plain[..., :-1]], dim=-1)
+    after = torch.cat([plain[..., 1:], plain[..., -1:]], dim=-1)
+    return MetaTensor(torch.cat([plain, before, after]), affine=prepared.affine)
+
+
+def cut_views(image: MetaTensor, patch: Sequence[int], count: int) -> torch.Tensor:
+    """Pieces (V, C, *patch) from the middle of an image (C, *grid): `count` slices of a volume, or one patch."""
+    plain = image.as_tensor()
+    if len(patch) == 2 and plain.ndim == 4:
+        depth = plain.shape[-1]
+        picks = torch.linspace(0.2 * (depth - 1), 0.8 * (depth - 1), count).round().long().tolist()
+        pieces = [plain[..., index] for index in picks]
+    else:
+        pieces = [plain]
+    grid = pieces[0].shape[1:]
+    centre = fitted_centre([n / 2 for n in grid], patch, grid)
+    return torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces])
+
+
+def small_views(patches: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+    """Patches (B, C, *grid) in the middle of zeros of the largest patch's size, half of it if that is long."""
+    sides = [side for n, p in zip(patches.shape[:1:-1], patch[::-1], strict=True) for side in _halves(p - n)]
+    padded = nn.functional.pad(patches, sides)
+    factor = 2 if max(patch) > LONG else 1
+    pool = nn.functional.avg_pool2d if patches.ndim == 4 else nn.functional.avg_pool3d
+    return pool(padded, factor) if factor > 1 else padded
+
+
+def axis_last(image: MetaTensor, axis: int) -> MetaTensor:
+    """Move a spatial axis to the end; the affine follows."""
+    axes = image.ndim - 1
+    axis %= axes
+    if axis == axes - 1:
+        return image
+    order = [*(a for a in range(axes) if a != axis), axis]
+    plain = image.as_tensor().permute(0, *(1 + a for a in order)).contiguous()
+    return MetaTensor(plain, affine=image.affine[:, [*order, axes]])
+
+
+def pad_slices(slices: torch.Tensor) -> torch.Tensor:
+    """Zeros at the far ends, so that (B, C, H, W) has lengths the network can halve."""
+    missing = [-n % MULTIPLE for n in slices.shape[-2:]]
+    return nn.functional.pad(slices, [0, missing[1], 0, missing[0]])
+
+
+def with_names(domain: Domain, numbers: Mapping[int, str]) -> Domain:
+    """The domain with names for the labels that its cases give as bare numbers.
+
+    Args:
+        domain: of a registry.
+        numbers: number of the run -> label name. A bare number that is none of them is left out; whoever loads the
+            case refuses it.
+    """
+
+    def name(label: str) -> str | None:
+        bare = label.isdigit() and label not in numbers.values()
+        return numbers.get(int(label)) if bare else label
+
+    labels = tuple(known for label in domain.labels if (known := name(label)))
+    values = {value: known for value, label in domain.values.items() if (known := name(label))}
+    return replace(domain, labels=labels, values=values)
+
+
+def fitted_patch(config: MultiDomainConfig) -> tuple[int, ...]:
+    """The patch with as many lengths as the network has axes."""
+    axes = config.net_axes
+    if len(config.patch) < axes:
+        return (*config.patch, *(config.patch[-1],) * (axes - len(config.patch)))
+    return config.patch[:axes]
+
+
+def first_image(cases: Sequence[Case]) -> MetaTensor:
+    for case in cases:
+        try:
+            return read_image(case.image)
+        except MedsegError:
+            continue  # a damaged first file must not stop a run that has others
+    raise MedsegError("there is no readable image to learn from")
+
+
+def _halves(missing: int) -> tuple[int, int]:
+    return missing // 2, missing - missing // 2
