@@ -18,6 +18,9 @@ from medseg.reports.overlays import Overlay, cut_overlay
 from medseg.transforms.grid import spacing_of, to_canonical
 from medseg.transforms.io import read_image
 
+LARGEST_PICTURE = 640
+"""Pixels along the longer axis of a picture that are kept."""
+
 PARTS = ("image", "truth", "prediction", "uncertainty")
 
 
@@ -35,22 +38,35 @@ class RecordingPredictor(Predictor):
 
     def record(self, case: Case, title: str) -> None:
         """Keep slices of the case that was predicted last, if its prediction has a mask."""
-        if self._last.mask is None or case.label is None:
+        if self._last.mask is None:
             return
         image = read_image(case.image)
-        truth = self.method.read_truth(case, image)
+        truth = None if case.label is None else to_canonical(self.method.read_truth(case, image))
         mask, uncertainty = to_canonical(self._last.mask), self._last.uncertainty
-        image, truth = to_canonical(image), to_canonical(truth)
+        image = to_canonical(image)
         whole = Overlay(
             image=_picture(image.as_tensor().numpy()),
-            truth=truth.as_tensor()[0].numpy().astype(np.uint8),
+            truth=None if truth is None else truth.as_tensor()[0].numpy().astype(np.uint8),
             prediction=mask.as_tensor()[0].cpu().numpy().astype(np.uint8),
             uncertainty=None if uncertainty is None else to_canonical(uncertainty).as_tensor()[0].cpu().numpy(),
             spacing=spacing_of(image),
             title=title,
             layers={k: to_canonical(v).as_tensor()[0].numpy() for k, v in self.layers(case).items()},
         )
-        self.slices[case.id] = cut_overlay(whole, 3)
+        self.slices[case.id] = thin_picture(cut_overlay(whole, 3))
+
+
+def thin_picture(overlay: Overlay) -> Overlay:
+    """Every second, third, ... pixel of a large picture: a report shows no more, and hundreds of them must fit."""
+    step = -(-max(overlay.prediction.shape[:2]) // LARGEST_PICTURE)
+    if overlay.prediction.ndim != 2 or step == 1:
+        return overlay
+
+    def thin(values: NDArray[Any] | None) -> Any:
+        return None if values is None else values[::step, ::step]
+
+    thinned = {part: thin(getattr(overlay, part)) for part in PARTS}
+    return replace(overlay, **thinned, layers={name: thin(values) for name, values in overlay.layers.items()})
 
 
 def save_overlays(path: Path, overlays: dict[str, Overlay]) -> Path:

@@ -119,6 +119,7 @@ def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) 
 def _write_overlay(prediction: Prediction, case: Case, predictor: Predictor, path: Path) -> None:
     image = read_image(case.image)
     assert prediction.mask is not None
+    drawn = predictor.method.picture(prediction, image, case.id)
     picture = Overlay(
         title=case.id,
         image=image.numpy() if image.shape[0] == 3 else image[0].numpy(),
@@ -127,5 +128,5 @@ def _write_overlay(prediction: Prediction, case: Case, predictor: Predictor, pat
         uncertainty=prediction.uncertainty[0].numpy() if prediction.uncertainty is not None else None,
         spacing=spacing_of(image),
     )
-    figure = draw_overlay(picture, predictor.method.labels)
+    figure = drawn or draw_overlay(picture, predictor.method.labels)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medseg.benchmark.recorder import load_overlay, save_overlays
+from medseg.benchmark.recorder import load_overlay, save_overlays, thin_picture
 from medseg.reports.overlays import Overlay, cut_overlay
 
 
@@ -42,3 +42,16 @@ def test_unknown_case_or_file_is_none(tmp_path):
 
     assert load_overlay(path, "x") is None
     assert load_overlay(tmp_path / "none.npz", "x") is None
+
+
+def test_large_pictures_are_thinned_and_volumes_are_not():
+    mask = np.arange(1300 * 700).reshape(1300, 700)
+    picture = Overlay(mask, None, mask, layers={"map": mask}, spacing=(1, 1))
+    volume = Overlay(np.zeros((700, 650, 3)), None, np.zeros((700, 650, 3)), places=(0, 1, 2))
+
+    found = thin_picture(picture)
+
+    assert np.array_equal(found.prediction, mask[::3, ::3])
+    assert np.array_equal(found.layers["map"], mask[::3, ::3])
+    assert found.truth is None
+    assert thin_picture(volume) is volume
