@@ -33,6 +33,7 @@ class Case:
         patient: cases of one patient never fall on both sides of a split; the case id where nothing is known.
         dataset: name of the folder the case comes from.
         names: value in the mask -> label name; None: the values are the numbers of the run's labels.
+        organ: path of a mask of which only zero or not zero is read: where the organ lies that regions divide.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Case:
     patient: str = ""
     dataset: str = ""
     names: Mapping[int, str] | None = None
+    organ: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.patient:

@@ -38,14 +38,14 @@ class Predictor:
 
     def predict(self, case: Case) -> Prediction:
         """Predict one case on its image's own grid, the method's last step included."""
-        loaded = self.method.load(case.without_label())
+        loaded = self.method.load(self.method.visible(case))
         with self._lock, self._inference():
             prediction = self.method.predict(loaded)
         return self.method.finish(restore(prediction, read_image(case.image)), case)
 
     def layers(self, case: Case) -> dict[str, MetaTensor]:
         """The method's maps of one case by name, (1, *grid) on its image's own grid."""
-        loaded = self.method.load(case.without_label())
+        loaded = self.method.load(self.method.visible(case))
         with self._lock, self._inference():
             maps = self.method.layers(loaded)
         image = read_image(case.image) if maps else None

@@ -343,6 +343,10 @@ class Method(ABC):
         """The case without what `is_labelled` looks for, as experiments with fewer labels show it to a method."""
         return case.without_label()
 
+    def visible(self, case: Case) -> Case:
+        """The case as a prediction that is judged may see it. Default: without its mask."""
+        return case.without_label()
+
     @classmethod
     def derive_weak(cls, case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
         """Weak labels that follow from a finished mask, for the app to keep. Default: None, nothing follows.
