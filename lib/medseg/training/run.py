@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 READ_TERMS_EVERY = 10
 """Iterations between two readings of the loss: reading waits for the GPU."""
 
-FREE_SETTINGS = ("iterations", "workers", "cache_gb", "validate_every", "epoch_iterations")
-"""Settings that may change when a run resumes."""
+FREE_SETTINGS = ("iterations", "workers", "cache_gb", "validate_every", "epoch_iterations", "stride")
+"""Settings that may change when a run resumes; `stride` is of inference only."""
 
 
 class TrainingStoppedError(MedsegError):

@@ -61,6 +61,37 @@ def test_automatic_scale_halves_until_a_million_voxels(tmp_path: Path) -> None:
     assert fit(case, scale=0, patch="64,64", spacing="2,2").scale == 1.0
 
 
+def test_stride_of_the_paper_is_the_stride_of_the_windows(tmp_path: Path) -> None:
+    """CAML card sec. 5: steps 18, 18, 4 of patch 112 x 112 x 80. A voxel holds its index: windows tell their place."""
+    shape = (148, 130, 88)
+    config = SupervisedConfig.from_dict(
+        {"dimension": 3, "channels": 1, "patch": "112,112,80", "stride": "18,18,4", "width": 4, "network": "vnet"}
+    )
+    method = Supervised(config, {"a": 1})
+    index = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    seen: list[tuple[int, ...]] = []
+
+    def look(windows: torch.Tensor) -> torch.Tensor:
+        seen.extend(tuple(int(i) for i in np.unravel_index(int(w[0, 0, 0, 0]), shape)) for w in windows)
+        return windows
+
+    method.slide(MetaTensor(index, affine=torch.eye(4)), look)
+
+    assert [sorted({place[axis] for place in seen}) for axis in range(3)] == [[0, 18, 36], [0, 18], [0, 4, 8]]
+    assert len(seen) == 18
+    assert SupervisedConfig().window_overlap() == 0.5
+
+
+def test_stride_needs_a_step_per_axis(tmp_path: Path) -> None:
+    case = write_case(tmp_path, (50, 20, 9))
+
+    assert fit(case, stride="60,8,4").window_overlap() == (0.0, 1 - 8.5 / 24, 1 - 4.5 / 16)  # patch is 56 x 24 x 16
+    with pytest.raises(MedsegError, match=r"stride \(8, 8\) has 2 steps but the images have 3 axes"):
+        fit(case, stride="8,8")
+    with pytest.raises(MedsegError, match=r"stride = \(8, 0, 8\) must hold positive numbers"):
+        fit(case, stride="8,0,8")
+
+
 def test_fit_skips_a_damaged_first_image(tmp_path: Path) -> None:
     case = write_case(tmp_path, (20, 16))
     damaged = Case("b", tmp_path / "b.png")
