@@ -10,7 +10,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError, NotFoundError
+from medseg.server.tasks.infer import _as_requested
 from medseg.transforms.io import read_image, read_mask
 
 
@@ -154,3 +156,19 @@ def test_damaged_image_is_named(trained_app: Any, tmp_path: Path) -> None:
 
     with pytest.raises(MedsegError, match="organ_004"):
         infer(trained_app, "organ_004")
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("vb2", "vb2"),
+        (["automatic", "vb1", "vb2"], "vb1"),
+        ("automatic", "vb1"),
+        (["vb2"], "vb2"),
+        ("", "vb1"),
+        (None, "vb1"),
+    ],
+)
+def test_domain_of_a_request_wins_unless_it_is_left_open(sent: object, expected: str) -> None:
+    known = Case("a", Path("a.nii.gz"), domain="vb1")
+    assert _as_requested(known, {"domain": sent}).domain == expected
