@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
 
 from medseg.errors import MedsegError
 
@@ -102,8 +102,12 @@ def _regions(rng: np.random.Generator, frame: NDArray[np.float64]) -> NDArray[np
 
 
 def _lesions(rng: np.random.Generator, regions: NDArray[np.uint8], percent: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The voxels where a smooth field is highest, as many of every region as its percentage says."""
-    field = _smooth_noise(rng, regions.shape)
+    """The voxels where a smooth field is highest, as many of every region as its percentage says.
+
+    The field falls off from the pleura inwards, as ground glass does.
+    """
+    depth = np.stack([distance_transform_edt(plane) for plane in np.moveaxis(regions > 0, 2, 0)], axis=2)
+    field = _smooth_noise(rng, regions.shape) - 1.5 * depth / max(depth.max(), 1.0)
     lesion = np.zeros(regions.shape, bool)
     for index, value in enumerate(percent, start=1):
         voxels = np.flatnonzero(regions == index)

@@ -81,7 +81,8 @@ def _depth(inside: torch.Tensor) -> torch.Tensor:
         if not bool(left.any()):
             break
         depth = depth + left
-        left = -F.max_pool3d(-left, (3, 3, 1), stride=1, padding=(1, 1, 0))
+        beyond = F.pad(left, (0, 0, 1, 1, 1, 1))  # the image's border is the lungs' border, too
+        left = -F.max_pool3d(-beyond, (3, 3, 1), stride=1)
     return depth / depth.amax(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1)
 
 

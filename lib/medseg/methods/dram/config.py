@@ -35,6 +35,7 @@ class DRAMConfig(MethodConfig):
     margin: int = 6  # ours: context around the lungs' box
     batch: int = 1  # ours: whole volumes differ in size; card sec. 7 notes 1 as the released command line's batch
     patch: tuple[int, ...] | None = None  # pads and cuts every sample, needed for batch > 1; None: the lungs' box
+    lungs_given: bool = True  # card sec. 2: where a mask tells the lungs, a judged prediction may know them
     # labels
     lesion: str = (
         ""  # name of the label that is disease; "": a known name (infection, lesion, ...), else the last label
@@ -60,6 +61,7 @@ class DRAMConfig(MethodConfig):
     iterations: int = 2000  # ours: a training round in the app
     refine_from: float = 0.4  # ours: share of stage 1 after which attention and CRF join; before, there is no map
     final_share: float = 0.45  # ours: share of the iterations for the final network
+    final_rate: float = 2.5  # ours: learning rate of stage 2, times learning_rate; voxel labels bear larger steps
     final_warm: bool = True  # ours: the final network starts from the regression's weights; budgets are short
     regression_weight: float = 2.0  # card sec. 6
     refined_weight: float = 1.0  # card sec. 6

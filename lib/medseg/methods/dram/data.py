@@ -149,6 +149,9 @@ def read_facts(
             (mask.as_tensor() == lesion_label(labels, config.lesion)).to(torch.uint8), affine=mask.affine
         )
         lungs = (mask.as_tensor()[0] > 0).numpy() if len(labels) > 1 else None
+    elif case.organ is not None:
+        shown = _own_grid(read_mask(case.organ), original, f"organ mask of {case.id}")
+        lungs = (shown.as_tensor()[0] > 0).numpy()
     given = None
     if case.regions is not None:
         given = _own_grid(read_mask(case.regions), original, f"region mask of {case.id}").as_tensor()[0].numpy()

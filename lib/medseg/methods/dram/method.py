@@ -35,7 +35,7 @@ from medseg.methods.dram.judge import judge
 from medseg.methods.dram.network import DRAMNet
 from medseg.methods.dram.presets import ARM_GROUPS, PRESETS
 from medseg.methods.dram.pseudo import freeze_pseudo_labels
-from medseg.methods.dram.reading import Reading, read_volume
+from medseg.methods.dram.reading import Reading, read_volume, stage_layers
 from medseg.methods.dram.scoring import acquisition_score
 from medseg.methods.dram.steps import Objective
 from medseg.networks.crf import WindowedCRF
@@ -134,6 +134,12 @@ class DRAM(Method):
             )
         return [Stream("extents", known, self.config.batch)]
 
+    def visible(self, case: Case) -> Case:
+        """Without the mask, but with its lungs, where it has some: regions are an input (card sec. 1.1 and 2)."""
+        if case.label is None or case.regions is not None or len(self.labels) < 2 or not self.config.lungs_given:
+            return case.without_label()
+        return replace(case, label=None, organ=case.label)
+
     def load(self, case: Case) -> Sample:
         """Window, regions, extents; see `data.load_case`."""
         return load_case(case, self.config, self.labels)
@@ -193,7 +199,8 @@ class DRAM(Method):
         def factor(step: int) -> float:
             step = min(step, self.config.iterations - 1)
             begin, end = next((a, b) for a, b in itertools.pairwise(edges) if a <= step < b)
-            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin)))
+            level = 1.0 if begin == 0 else self.config.final_rate
+            return level * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - begin) / (end - begin))))
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -220,6 +227,10 @@ class DRAM(Method):
             measurements=reading.measurements(),
             warnings=reading.warnings,
         )
+
+    def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
+        """All maps in the order of the stages; before the final one the pseudo-label that it would have learnt from."""
+        return stage_layers(self.read(loaded), self.config)
 
     def finish(self, prediction: Prediction, case: Case) -> Prediction:
         """Lungs are decided first, lesion against lung within them: at the pleura three classes share the vote."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from medseg.losses.rank_pseudo import IGNORE, rank_pseudo_label
 from medseg.losses.region_pooling import region_means
 from medseg.methods.base import Measurement, Sample
 from medseg.methods.dram.baselines import activation_map, gradient_map, intensity_map, normalised_by_region
@@ -90,6 +91,22 @@ def read_volume(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> Reading
     reading = Reading(cpu, regions[0, 0].cpu(), names, lungs[0, 0].float().cpu(), torch.empty(0), {})
     _decide(reading, loaded, config)
     return reading
+
+
+def stage_layers(reading: Reading, config: DRAMConfig) -> dict[str, torch.Tensor]:
+    """The maps of a reading; where there is a final one, before it the rank-based pseudo-label of the map before.
+
+    Its extents are the predicted ones; ignored voxels are one half.
+    """
+    layers = dict(reading.maps)
+    if "final" not in layers or not reading.shares:
+        return layers
+    final = layers.pop("final")
+    prob = list(layers.values())[-1]
+    means, _ = region_means(prob[None, None], reading.regions[None, None], SLOTS)
+    label = rank_pseudo_label(prob, reading.regions, means[0], config.band).float()
+    layers["pseudo-label"] = torch.where(label == IGNORE, torch.full_like(label, 0.5), label)
+    return {**layers, "final": final}
 
 
 def _regions(

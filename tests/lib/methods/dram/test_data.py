@@ -181,3 +181,22 @@ def test_six_thirds_of_a_ct_in_hu(data_dir: Path) -> None:
     true = (thirds >= 9) & (thirds <= 14)
 
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.85
+
+
+def test_a_judged_prediction_knows_the_lungs_and_nothing_else(
+    write_case: Callable, build: Callable[..., DRAM], tmp_path: Path
+) -> None:
+    case, chest = write_case(11, percent=[20, 20, 20, 20, 20, 20])
+    method = build()
+    other = replace(case, label=write_grid(tmp_path / "lungs.nii.gz", (chest.mask > 0).astype(np.uint8), chest.affine))
+
+    shown, bare = method.load(method.visible(case)), method.load(method.visible(other))
+
+    assert method.visible(case).label is None
+    assert float(shown["extents"][2].sum()) == 0
+    assert "label" not in shown
+    assert torch.equal(shown["regions"], bare["regions"])
+    assert np.array_equal(shown["regions"][0].numpy() > 0, method.load(case)["regions"][0].numpy() > 0)
+    assert "regions" not in build(window=(0, 255)).load(replace(case, label=None))
+    assert method.visible(replace(case, regions=case.label)).organ is None
+    assert build(lungs_given=False).visible(case).organ is None

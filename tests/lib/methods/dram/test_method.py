@@ -89,7 +89,7 @@ def test_the_chain_beats_a_threshold_on_phantoms(
     cases = [write_case(seed, **hard)[0] for seed in (10, 11, 12)]
     held_out = write_case(13, percent=[8, 0, 20, 0, 30, 5], **hard)[0]
     found = {}
-    for arm, iterations in (("threshold", 1), ("full", 36)):
+    for arm, iterations in (("threshold", 1), ("full", 44)):
         overrides = next(a.overrides for a in ARM_GROUPS["segmentation"].arms if a.name == arm)
         method = build(**{**WEAK, "iterations": iterations, "learning_rate": 4e-3, **overrides})
         fit(method, training_set(method, *cases))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medseg.cases import Case
+from medseg.errors import MedsegError
+from medseg.methods.dram.method import DRAM
+from medseg.methods.supervised.method import Supervised
+from medseg.phantoms.chest import LABELS, make_chest, true_percent
+from medseg.phantoms.study import write_grid
+from medseg.simulation import severity
+from medseg.simulation.severity import severity_of, type_severity
+from medseg.transforms.io import read_mask
+
+
+def case_and_truth(folder: Path) -> tuple[Case, Path]:
+    chest = make_chest(0, (24, 20, 9))
+    image = write_grid(folder / "c.nii.gz", chest.image, chest.affine)
+    return Case("c", image), write_grid(folder / "truth.nii.gz", chest.mask, chest.affine)
+
+
+def test_regions_and_whole_per_cents_of_the_truth(tmp_path: Path) -> None:
+    case, truth = case_and_truth(tmp_path)
+    chest = make_chest(0, (24, 20, 9))
+
+    found = severity_of(case, truth, LABELS, DRAM, tmp_path / "regions")
+
+    assert found is not None
+    regions, weak = found
+    assert np.array_equal(read_mask(regions)[0].numpy(), chest.regions)
+    true = true_percent(chest)
+    assert weak["extent"]["left_lower"] == round(true[1])
+    assert weak["extent"]["right_upper"] == round(true[6])
+    assert weak["source"] == "reader"
+
+
+def test_nothing_is_typed_for_methods_that_derive_nothing(tmp_path: Path) -> None:
+    case, truth = case_and_truth(tmp_path)
+
+    assert severity_of(case, truth, LABELS, Supervised, tmp_path) is None
+    assert severity_of(case, truth, {"lesion": 1}, DRAM, tmp_path) is None  # nothing tells the lungs
+
+
+def test_a_refused_extent_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, Mapping[str, str]]] = []
+
+    def refuse(method: str, url: str, selector: str, fields: Mapping[str, str], files: object) -> tuple[object, ...]:
+        sent.append((selector, fields))
+        return 422, b'{"detail": "extent of region 1 is 400"}', None, None
+
+    monkeypatch.setattr(severity.MONAILabelUtils, "http_multipart", refuse)
+    annotator = SimpleNamespace(
+        client=SimpleNamespace(save_label=lambda *a, **k: {}), server=SimpleNamespace(url="http://x")
+    )
+
+    with pytest.raises(MedsegError, match=r"the server refused the extents of c: .*region 1 is 400"):
+        type_severity(annotator, "c", tmp_path / "r.nii.gz", {"extent": {"1": 400}})  # type: ignore[arg-type]
+    assert sent[0][0] == "/datastore/image/info?image=c"
+    assert '"extent": {"1": 400}' in sent[0][1]["info"]
