@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch is loaded with the first method, not for a list of na
 
 METHODS = {
     "caml": "medseg.methods.caml.method:CAML",
+    "dram": "medseg.methods.dram.method:DRAM",
     "multidomain": "medseg.methods.multidomain.method:MultiDomain",
     "local_discrimination": "medseg.methods.local_discrimination.method:LocalDiscrimination",
     "seg4reg": "medseg.methods.seg4reg.method:Seg4Reg",
