@@ -2,8 +2,8 @@
 
     python benchmarks/local_discrimination/embeddings.py --model RUN --out maps.png IMAGE...
 
-RUN is a folder written by `medseg train local_discrimination`. Of a volume the middle slice is shown. Pictures of a data
-set are for looking at, never for a commit.
+RUN is a folder written by `medseg train local_discrimination`. Of a volume the middle slice is shown. Pictures of a
+data set are for looking at, never for a commit.
 """
 
 from __future__ import annotations

@@ -62,11 +62,11 @@ def fine_tune(ctx: Any, count: int, pretrained: bool) -> dict[str, Any]:
 
 
 def cold_start(ctx: Any, choose: Callable[..., list[Case]]) -> dict[str, Any]:
-    """Choose the first labels, then fine-tune from the pretrained trunk on them."""
+    """Choose the first labels, then fine-tune from the pretrained trunk on them; all seeds share one pretraining."""
     labelled = [case for case in ctx.training_cases if case.label is not None]
     if len(labelled) < FIRST:
         raise MedsegError(f"this arm needs {FIRST} labelled training cases, there are {len(labelled)}")
-    folder = pretrain(ctx)
+    folder = pretrain(ctx, {"seed": 0})
     chosen = choose(labelled, lambda: describe(ctx, folder, labelled), ctx.seed)[:FIRST]
     result = _train_on(ctx, chosen, folder)
     result["chosen"] = [case.id for case in chosen]
@@ -81,10 +81,11 @@ def pretrain(ctx: Any, overrides: Mapping[str, Any] | None = None, name: str = "
     """
     values = {"iterations": ctx.config.pretraining, "landmarks": (), "templates": 0, **(overrides or {})}
     cases = tuple(ctx.method.hide_label(case) for case in ctx.training_cases)
+    values.setdefault("seed", ctx.seed)
     text = json.dumps([{**ctx.config.to_dict(), **values}, [case.id for case in cases]], sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:8]
     ctx.out.mkdir(parents=True, exist_ok=True)
-    folder = f"../../shared/{name}_seed{values.get('seed', ctx.seed)}_{key}"
+    folder = f"../../shared/{name}_seed{values['seed']}_{key}"
     deadline = time.monotonic() + WAIT
     while True:
         try:

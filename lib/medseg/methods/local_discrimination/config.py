@@ -61,7 +61,7 @@ class LocalDiscriminationConfig(PatchConfig):
     landmarks: tuple[str, ...] = ()  # names; filled from the templates
     templates: int = 0  # images with landmarks that are kept; filled from the data
     pyramid: tuple[int, ...] = (4, 2, 1)  # ours: coarse to fine, factors of the working grid
-    window: float = 3.0  # ours: sigma of the Gaussian window of a landmark, voxels of each level
+    window: float = 5.0  # ours: sigma of the Gaussian window of a landmark, voxels of each level
     matching: str = "window"  # ours: compares neighbourhoods in place; "pooled" averages them first (card sec. 8)
     consensus: bool = True  # ours: what confident matches on the unmarked images share is one more template
     search: float = 0.15  # ours: first search around the template's own position, share of the longest axis; 0: all

@@ -16,7 +16,7 @@ from medseg.transforms.grid import resize
 
 REACH = 1.5  # ours: radius of a window in its sigma
 LOCAL = 5  # ours: radius of a finer search, voxels of the coarser level
-CARRIED = 0.5  # ours: weight of the coarser levels' response in a finer one
+CARRIED = 1.0  # ours: weight of the coarser levels' response in a finer one
 CYCLE = 2.0  # ours: cycle error, in voxels, at which confidence falls to 0.6
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 from medseg.methods.local_discrimination.selection import cluster
 
 CLOSING = 15  # card sec. 3: side of the black-hat's closing, pixels
-THIN = 0.03  # ours: shapes whose inscribed radius is below this share of the image count as thin
+THIN = 0.05  # ours: shapes whose inscribed radius is below this share of the image count as thin
 SAMPLE = 3000  # ours: pixels that k-means looks at
 
 Array = NDArray[np.float64]
@@ -62,11 +62,11 @@ def otsu(values: Array, bins: int = 256) -> float:
     """The threshold with the largest variance between the two classes (Otsu 1979)."""
     counts, edges = np.histogram(values, bins=bins)
     middle = (edges[:-1] + edges[1:]) / 2
-    below, total = np.cumsum(counts), counts.sum()
-    mass = np.cumsum(counts * middle)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mass[-1] * below / total - mass) ** 2 / (below * (total - below))
-    return float(edges[int(np.nanargmax(between)) + 1])
+    below, mass = np.cumsum(counts), np.cumsum(counts * middle)
+    total, first, rest = below[-1], below[:-1], below[-1] - below[:-1]
+    there = (first > 0) & (rest > 0)
+    between = np.where(there, (mass[-1] * first / total - mass[:-1]) ** 2 / np.maximum(first * rest, 1), -1.0)
+    return float(edges[int(between.argmax()) + 1])
 
 
 def _clean(mask: Mask, thin: bool) -> Mask:
