@@ -26,6 +26,7 @@ from medseg.server.dicom.setup import open_archive
 from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
+from medseg.server.tasks.clicks import ClickInfer
 from medseg.server.tasks.infer import MarkupInfer, MedsegInfer
 from medseg.server.tasks.next_step import next_step
 from medseg.server.tasks.scoring import MedsegScoring
@@ -93,10 +94,15 @@ class MedsegApp(MONAILabelApp):
         return lease.client if lease else ""
 
     def init_infers(self) -> dict[str, MedsegInfer]:
-        """One per method; a second one, `<method>_markups`, for those that find points or lines."""
+        """One per method; others for clicks (`<method>_deepedit`, `_deepgrow`), or points and lines (`_markups`)."""
         infers = {name: MedsegInfer(self.study, name) for name in self.settings.models}
         drawn = [name for name in infers if method_class(name).markups]
-        return {**infers, **{f"{name}_markups": MarkupInfer(infers[name]) for name in drawn}}
+        further: dict[str, MedsegInfer] = {f"{name}_markups": MarkupInfer(infers[name]) for name in drawn}
+        for name in infers if self.settings.clicks else ():
+            if name not in drawn:
+                further[f"{name}_deepedit"] = ClickInfer(infers[name], single=False)
+                further[f"{name}_deepgrow"] = ClickInfer(infers[name], single=True)
+        return {**infers, **further}
 
     def init_trainers(self) -> dict[str, MedsegTrain]:
         """One per method."""

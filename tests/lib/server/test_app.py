@@ -25,7 +25,8 @@ def studies(tmp_path: Path) -> Path:
 
 
 def make(studies: Path, **conf: str) -> MedsegApp:
-    settings = {"model_dir": str(studies.parent / "model"), "tracking_uri": "off", "device": "cpu", **conf}
+    common = {"models": "caml,supervised", "tracking_uri": "off", "device": "cpu"}
+    settings = {**common, "model_dir": str(studies.parent / "model"), **conf}
     return MedsegApp(str(studies.parent / "app"), str(studies), settings)
 
 
@@ -43,8 +44,10 @@ def test_main_is_wiring_only() -> None:
 def test_every_method_is_registered_everywhere(studies: Path) -> None:
     app = make(studies)
 
-    assert list(app._infers) == list(app._trainers) == list(app._scoring_methods) == ["caml", "supervised"]
-    assert list(make(studies, models="supervised")._infers) == ["supervised"]
+    assert list(app._trainers) == list(app._scoring_methods) == ["caml", "supervised"]
+    clicks = ["caml_deepedit", "caml_deepgrow", "supervised_deepedit", "supervised_deepgrow"]
+    assert list(app._infers) == ["caml", "supervised", *clicks]
+    assert list(make(studies, models="supervised", clicks="false")._infers) == ["supervised"]
 
 
 def test_models_of_two_studies_do_not_meet(studies: Path, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Inference with clicks: the champion's prediction, corrected where an annotator clicked.
+
+Registered twice for each method, because viewers have two ways to click. `<method>_deepedit` takes clicks on every
+label at once and answers with all labels; `<method>_deepgrow` takes clicks on one label and on what is not that label,
+and answers with this label alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monailabel.interfaces.tasks.infer_v2 import InferType
+
+from medseg.acquisition.score_store import image_stamp
+from medseg.cases import Case
+from medseg.errors import MedsegError, UnusableInputError
+from medseg.inference.clicks import correct
+from medseg.methods import method_class
+from medseg.methods.base import Prediction
+from medseg.server.label_names import BACKGROUND, match
+from medseg.server.tasks.infer import Loaded, MedsegInfer
+from medseg.transforms.io import read_image
+
+KEPT = 2  # ours: predictions kept for the next click; a probability map of a CT is large
+MOST_CLICKS = 200  # ours: each costs a pass over the image
+
+
+class ClickInfer(MedsegInfer):
+    """The same champion, corrected by clicks.
+
+    Request keys besides those of `MedsegInfer`: a label's name -> list of voxel indices on the image's grid, and
+    `background`; or, for one label, `label`, `foreground` and `background`.
+
+    Args:
+        segmentation: the method's own infer task.
+        single: answer with one label, as viewers want it of `deepgrow` models.
+    """
+
+    def __init__(self, segmentation: MedsegInfer, single: bool) -> None:
+        super().__init__(segmentation.study, segmentation.method, segmentation.cache)
+        self.single = single
+        self.type = InferType.DEEPGROW if single else InferType.DEEPEDIT
+        scope = "one label" if single else "all labels"
+        self.description = f"{method_class(self.method).title}: corrected by clicks on {scope}"
+        self._config.pop("uncertainty", None)
+        self._predictions: dict[tuple[Any, ...], Prediction] = {}
+        self._lock = threading.Lock()
+        self._request = threading.local()
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """Predict and correct.
+
+        Raises:
+            UnusableInputError: a click lies outside the image, or the label is not known.
+        """
+        self._request.value = request
+        return super().__call__(request)
+
+    def _predict(self, loaded: Loaded, case: Case) -> Prediction:
+        """The kept prediction of this image, or a new one, with the request's clicks."""
+        request = self._request.value
+        labels = loaded.predictor.method.labels
+        clicks, label = clicks_of(request, labels)
+        prediction = self._base(loaded, case)
+        if prediction.probabilities is None:
+            raise MedsegError(f"{self.method} gives no probabilities, so that clicks cannot correct it")
+        probabilities = prediction.probabilities
+        if clicks:
+            probabilities = correct(probabilities, read_image(case.image), clicks)
+        if self.single and label is not None:
+            chosen = (probabilities.as_tensor().argmax(dim=0, keepdim=True) == label).to(torch.uint8)
+            mask = MetaTensor(chosen, affine=probabilities.affine)
+            return Prediction(probabilities, warnings=prediction.warnings, mask=mask)
+        return Prediction(probabilities, warnings=prediction.warnings)
+
+    def _base(self, loaded: Loaded, case: Case) -> Prediction:
+        key = (loaded.version, loaded.device, case.id, image_stamp(case.image), case.domain)
+        with self._lock:
+            found = self._predictions.get(key)
+            if found is None:
+                found = super()._predict(loaded, case)
+                self._predictions[key] = found
+                for old in list(self._predictions)[:-KEPT]:
+                    del self._predictions[old]
+        return found
+
+
+def clicks_of(request: Mapping[str, Any], labels: Mapping[str, int]) -> tuple[dict[int, list[list[int]]], int | None]:
+    """The clicks of a request by label value, and the value of the label that is asked for.
+
+    Raises:
+        UnusableInputError: unknown label, or clicks that are no lists of numbers.
+    """
+    asked = request.get("label")
+    label = _value(str(asked), labels) if isinstance(asked, str) and asked else None
+    found: dict[int, list[list[int]]] = {}
+    for name, points in request.items():
+        value = 0 if name == BACKGROUND else labels.get(name)
+        if name == "foreground":
+            value = label if label is not None else 1
+        if value is None or not isinstance(points, list) or not points:
+            continue
+        found.setdefault(value, []).extend(_points(name, points))
+    if sum(map(len, found.values())) > MOST_CLICKS:
+        raise UnusableInputError(f"more than {MOST_CLICKS} clicks; correct the rest with the brush, and save")
+    return found, label
+
+
+def _value(name: str, labels: Mapping[str, int]) -> int:
+    known = match(name, labels)
+    if known is None or known not in labels:
+        raise UnusableInputError(f"label {name!r} is not one of the model's: {', '.join(labels)}")
+    return labels[known]
+
+
+def _points(name: str, points: list[Any]) -> list[list[int]]:
+    try:
+        return [[round(float(coordinate)) for coordinate in point] for point in points]
+    except (TypeError, ValueError) as error:
+        raise UnusableInputError(f"clicks on {name!r} are no lists of voxel indices: {str(points)[:80]}") from error

@@ -1,0 +1,81 @@
+"""Inference with clicks, as the viewers ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg.errors import UnusableInputError
+from medseg.server.app import MedsegApp
+from medseg.server.tasks.clicks import clicks_of
+from medseg.transforms.io import read_mask
+
+LABELS = {"liver": 1, "left lung": 2}
+
+
+def predicted(app: MedsegApp, model: str, **params: object) -> torch.Tensor:
+    result = app.infer({"model": model, "image": "organ_004", "result_extension": ".nii.gz", **params})
+    file = Path(result["file"])
+    mask = read_mask(file)
+    file.unlink()
+    return mask.as_tensor()[0]
+
+
+def test_slicer_and_ohif_send_clicks_in_their_ways() -> None:
+    edit = {"liver": [[1, 2, 3]], "left lung": [], "background": [[4.2, 5, 6]], "label": "liver", "device": ["cpu"]}
+    grow = {"label": "left lung", "foreground": [[1, 1, 1]], "background": [[2, 2, 2], [3, 3, 3]]}
+
+    assert clicks_of(edit, LABELS) == ({1: [[1, 2, 3]], 0: [[4, 5, 6]]}, 1)
+    assert clicks_of(grow, LABELS) == ({2: [[1, 1, 1]], 0: [[2, 2, 2], [3, 3, 3]]}, 2)
+    assert clicks_of({"model": "x"}, LABELS) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [({"label": "spleen"}, "'spleen' is not one of"), ({"liver": ["here"]}, "no lists of voxel indices")],
+)
+def test_wrong_clicks_are_named(request_: dict, message: str) -> None:
+    with pytest.raises(UnusableInputError, match=message):
+        clicks_of(request_, LABELS)
+
+
+def test_both_models_are_offered_for_clicks(trained_app: MedsegApp) -> None:
+    models = trained_app.info()["models"]
+
+    assert {name: models[name]["type"] for name in models} == {
+        "supervised": "segmentation",
+        "supervised_deepedit": "deepedit",
+        "supervised_deepgrow": "deepgrow",
+    }
+    assert models["supervised_deepedit"]["labels"] == models["supervised"]["labels"]
+
+
+def test_without_clicks_the_answer_is_the_models_own(trained_app: MedsegApp) -> None:
+    plain = predicted(trained_app, "supervised")
+
+    assert torch.equal(predicted(trained_app, "supervised_deepedit"), plain)
+
+
+def test_clicks_are_obeyed_and_the_prediction_is_computed_once(trained_app: MedsegApp) -> None:
+    task = trained_app._infers["supervised_deepedit"]
+    name = next(iter(trained_app.study.labels))
+    plain = predicted(trained_app, "supervised_deepedit")
+    task.cache.get("cpu").predictor.predict = None  # type: ignore[method-assign]
+
+    inside, outside = (1, 1, 1), tuple(int(i) for i in (plain > 0).nonzero().float().mean(0).round().int())
+    first = predicted(trained_app, "supervised_deepedit", **{name: [list(inside)]})
+    second = predicted(trained_app, "supervised_deepedit", **{name: [list(inside)], "background": [list(outside)]})
+
+    assert first[inside] == second[inside] == 1
+    assert second[outside] == 0
+
+
+def test_deepgrow_answers_with_one_label(trained_app: MedsegApp) -> None:
+    name = next(iter(trained_app.study.labels))
+
+    mask = predicted(trained_app, "supervised_deepgrow", label=name, foreground=[[2, 2, 2]], background=[])
+
+    assert mask[2, 2, 2] == 1
+    assert mask.unique().tolist() == [0, 1]
