@@ -8,6 +8,7 @@ its MONAI Label mode has no way to edit and save a segmentation, although the vi
 from __future__ import annotations
 
 import functools
+import logging
 import mimetypes
 import re
 from pathlib import Path
@@ -21,10 +22,16 @@ from monailabel.endpoints.user.auth import RBAC
 
 ROOT = Path(upstream.__file__).resolve().parent / "static" / "ohif"
 SERVER_COOKIE = "MONAILABEL_SERVER_URL"
-FOREIGN_LINKS = re.compile(r'<link[^>]*href="https?://[^>]*>')
-PANELS = ("rightPanels: [monailabel.monaiLabel]", "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool]")
-"""The MONAI Label mode names the viewer's segmentation panel and does not show it."""
+FOREIGN_LINKS = re.compile(r"""<link[^>]*href="https?://[^>]*>|@import\s+(?:url\()?["']?https?://[^;]*;""")
+
+MODE_PANELS = "rightPanels: [monailabel.monaiLabel]"
+MODE_BUTTONS = "// toolbarService.addButtons(segmentationButtons);"
+BUTTONS = re.compile(r"const segmentationButtons_toolbarButtons = (\[.*?\n\}\]);\n", re.DOTALL)
+"""The MONAI Label mode leaves out the panel and the brushes that the viewer's own segmentation mode defines."""
 DAY = 86400
+LARGEST_MODE = 100_000  # bytes; the bundles of modes are small
+
+logger = logging.getLogger(__name__)
 
 
 def ohif_router() -> APIRouter:
@@ -38,7 +45,7 @@ def ohif_router() -> APIRouter:
         if file is None:
             return _start_page(str(request.base_url))
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        if file.suffix == ".js" and (text := patched(file)) is not None:
+        if (text := patched(file)) is not None:
             return Response(text, media_type=kind)
         return FileResponse(
             file, media_type=kind, headers={"Cache-Control": f"max-age={DAY}"} if _named(file) else None
@@ -53,11 +60,27 @@ def file_of(path: str) -> Path | None:
     return file if file.is_relative_to(ROOT) and file.is_file() and file.name != "index.html" else None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def patched(file: Path) -> str | None:
-    """A script with the segmentation panel beside MONAI Label's; None where there is nothing to change."""
+    """A script or style sheet without what is wrong in it; None where there is nothing to change."""
+    if file.suffix == ".css":
+        text = file.read_text(encoding="utf-8")
+        return FOREIGN_LINKS.sub("", text) if FOREIGN_LINKS.search(text) else None
+    if file.suffix != ".js" or file.stat().st_size > LARGEST_MODE:
+        return None
     text = file.read_text(encoding="utf-8")
-    return text.replace(*PANELS) if PANELS[0] in text else None
+    return with_segmentation_panel(text) if MODE_PANELS in text else None
+
+
+def with_segmentation_panel(mode: str) -> str:
+    """The MONAI Label mode with the viewer's segmentation panel, its brushes and its export beside it."""
+    sources = (f.read_text(encoding="utf-8") for f in sorted(ROOT.glob("*.js")) if f.stat().st_size <= LARGEST_MODE)
+    buttons = next((found.group(1) for source in sources if (found := BUTTONS.search(source))), None)
+    if buttons is None or MODE_BUTTONS not in mode:
+        logger.warning("this build of OHIF has another form; its MONAI Label mode stays without a segmentation panel")
+        return mode
+    panels = "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool]"
+    return mode.replace(MODE_PANELS, panels).replace(MODE_BUTTONS, f"toolbarService.addButtons({buttons});")
 
 
 def _named(file: Path) -> bool:

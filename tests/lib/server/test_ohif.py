@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medseg.server.ohif import PANELS, ROOT, file_of, ohif_router
+from medseg.server.ohif import MODE_BUTTONS, MODE_PANELS, ROOT, file_of, ohif_router, with_segmentation_panel
 
 
 @pytest.fixture
@@ -38,10 +38,23 @@ def test_nothing_outside_the_viewer_is_served() -> None:
     assert file_of("app-config.js") == ROOT / "app-config.js"
 
 
-def test_the_segmentation_panel_stands_beside_monai_labels(client: TestClient) -> None:
-    (mode,) = [f for f in ROOT.glob("*.js") if PANELS[0] in f.read_text(encoding="utf-8")]
+def test_the_segmentation_panel_and_its_brushes_stand_beside_monai_labels(client: TestClient) -> None:
+    (mode,) = [f for f in ROOT.glob("*.js") if MODE_PANELS in f.read_text(encoding="utf-8")]
 
     text = client.get(f"/ohif/{mode.name}").text
 
-    assert PANELS[1] in text
-    assert text.replace(PANELS[1], PANELS[0]) == mode.read_text(encoding="utf-8")
+    assert "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool]" in text
+    assert "toolbarService.addButtons([{\n  id: 'BrushTools'" in text
+    assert MODE_BUTTONS not in text
+
+
+def test_another_build_of_the_viewer_is_left_as_it_is() -> None:
+    assert with_segmentation_panel(MODE_PANELS) == MODE_PANELS
+
+
+def test_style_sheets_fetch_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/ohif/app.bundle.css")
+
+    assert "fonts.googleapis.com" in (ROOT / "app.bundle.css").read_text(encoding="utf-8")
+    assert "fonts.googleapis.com" not in answer.text
+    assert len(answer.text) > 10_000
