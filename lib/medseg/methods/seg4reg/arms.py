@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from medseg.cases import Case
 from medseg.methods.seg4reg.targets import read_truth
 from medseg.metrics.smape import angle_errors
+from medseg.networks.precision import autocast
 from medseg.transforms.io import read_image
 
 SPEED_HEIGHT = 1024
@@ -50,16 +51,16 @@ def time_inference(context: Any) -> dict[str, Any]:
 
 def _time_once(method: Any, case: Case) -> dict[str, float]:
     """Seconds of loading, of the networks, and of going back to the image's grid with geometry."""
-    from medseg.methods.seg4reg.judge import _true_mask  # not at import time: it needs the method
+    from medseg.methods.seg4reg.judge import true_mask  # not at import time: it needs the method
 
     started = time.perf_counter()
     loaded = method.load(case.without_label())
     ready = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(method.config.amp, method.network.mean_angles.device):
         prediction = method.predict(loaded)
     seen = time.perf_counter()
     image = read_image(case.image)
-    truth = _true_mask(read_truth(case, image), image, None)
+    truth = true_mask(read_truth(case, image), image, None)
     again = time.perf_counter()
     if truth is not None:
         prediction.mask = MetaTensor(torch.from_numpy(truth.astype(np.uint8))[None], affine=image.affine)

@@ -39,7 +39,7 @@ def judge(method: Seg4Reg, prediction: Prediction, case: Case, truth: MetaTensor
     """
     image = read_image(case.image)
     known = read_truth(case, image)
-    drawn = _true_mask(known, image, truth)
+    drawn = true_mask(known, image, truth)
     angles = _true_angles(method, known, truth, drawn)
     metrics: dict[str, float] = {}
     if not np.isnan(angles).all():
@@ -95,7 +95,8 @@ def _true_angles(
     return np.array(found.cobb.angles) if found.trusted and found.cobb is not None else known.angles
 
 
-def _true_mask(known: Truth, image: MetaTensor, truth: MetaTensor | None) -> NDArray[np.bool_] | None:
+def true_mask(known: Truth, image: MetaTensor, truth: MetaTensor | None) -> NDArray[np.bool_] | None:
+    """A drawn mask (x, y), else one drawn from the corners; None where neither is known."""
     if truth is not None:
         given: NDArray[Any] = truth.as_tensor()[0].numpy() > 0
         return given
