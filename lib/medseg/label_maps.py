@@ -22,12 +22,17 @@ def read_names(folder: Path) -> dict[int, str]:
         UnusableInputError: the file is no such list or object, or gives one value two names.
     """
     for file in (Path(folder) / NAMES_FILE, Path(folder) / ".medseg" / NAMES_FILE):
-        if found := _read(file):
+        if found := read_file(file):
             return dict(sorted(found.items()))
     return {}
 
 
-def _read(file: Path) -> dict[int, str]:
+def read_file(file: Path) -> dict[int, str]:
+    """Value -> label name of one file; empty where there is none or it names nothing.
+
+    Raises:
+        UnusableInputError: as `read_names`.
+    """
     try:
         stated = read_json(file, default={})
         if isinstance(stated, list) and all(isinstance(name, str) for name in stated):

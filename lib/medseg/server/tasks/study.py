@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from medseg.acquisition.score_store import ScoreStore, image_stamp
 from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import assign_domains
 from medseg.errors import MedsegError, NotFoundError
+from medseg.label_maps import NAMES_FILE, read_file
 from medseg.methods.base import Method
 from medseg.server.settings import AppSettings
 from medseg.training.registry import ModelRegistry
@@ -183,7 +183,7 @@ def fixed_labels(settings: AppSettings, studies: str) -> dict[str, int]:
     """
     if settings.labels:
         return _numbered(settings.labels)
-    stated = Path(studies) / "labels.json"
+    stated = Path(studies) / NAMES_FILE
     return _stated_labels(stated) if "://" not in studies and stated.is_file() else {}
 
 
@@ -200,15 +200,12 @@ def _numbered(names: tuple[str, ...] | list[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names, start=1)}
 
 
-def _stated_labels(path: Path) -> dict[str, int]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MedsegError(f"{path} is not JSON: {error}") from error
-    names = sorted(value, key=lambda name: value[name]) if isinstance(value, Mapping) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise MedsegError(f'{path} must hold a list of label names or an object {{"name": 1, ...}}')
-    labels = _numbered(names)
-    if len(labels) != len(names) or (isinstance(value, Mapping) and labels != value):
-        raise MedsegError(f"{path} must number its labels 1..{len(names)} without gaps, got {value}")
-    return labels
+def _stated_labels(file: Path) -> dict[str, int]:
+    names = read_file(file)
+    labels = {name: value for value, name in names.items()}
+    if not labels:
+        raise MedsegError(f'{file} names no label; write {{"atrium": 1}}, or remove it')
+    if sorted(names) != list(range(1, len(labels) + 1)):
+        given = ", ".join(f"{name} {value}" for value, name in names.items())
+        raise MedsegError(f"{file} must number its labels 1..{len(labels)}, one value for each, got {given}")
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
