@@ -199,7 +199,7 @@ def test_resume_of_a_finished_run_changes_nothing(medseg: Medseg, data: Path, tm
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["train", "cmal"], "there is no method 'cmal'; known methods: caml, supervised"),
+        (["train", "cmal"], "there is no method 'cmal'; known methods: caml"),
         (["train", "caml", "--preset", "gpu"], "method caml has no preset 'gpu'; known presets: cpu, paper"),
         (["train", "caml", "--set", "widht=3"], "CAMLConfig has no setting 'widht'; did you mean width"),
         (["train", "caml", "--set", "width"], "--set 'width' is not key=value"),
