@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +100,8 @@ def build_backbone(config: MultiDomainConfig) -> tuple[nn.Module, int, dict[str,
         names = ["model.1.submodule" + ".1.submodule" * depth for depth in range(4)]
         return network, width, {f"{names[1]}.0": (levels[2],), f"{names[2]}.0": (levels[3],), names[3]: (levels[4],)}
     sizes = tuple(width * factor for factor in (1, 1, 2, 4, 8, 1))
-    network = BasicUNet(axes, channels, 2, features=sizes, norm=("batch", {}), act=("leakyrelu", {"inplace": True}))
+    with contextlib.redirect_stdout(io.StringIO()):  # MONAI prints the sizes
+        network = BasicUNet(axes, channels, 2, features=sizes, norm=("batch", {}), act=("leakyrelu", {"inplace": True}))
     network.final_conv = nn.Identity()
     return network, width, {"down_2": (sizes[2],), "down_3": (sizes[3],), "down_4": (sizes[4],)}
 
