@@ -25,13 +25,15 @@ def pooled_extents(network: DRAMNet, deepest: torch.Tensor, regions: torch.Tenso
     """
     assert network.classifier is not None
     grid = deepest.shape[2:]
+    deepest = deepest.float()
     share = torch.stack([_area(regions == index, grid) for index in range(1, SLOTS) if (regions == index).any()], 1)
     present = [index for index in range(1, SLOTS) if (regions == index).any()]
     weights = share.flatten(2)  # (B, R, V)
-    features = torch.einsum("brv,bfv->brf", weights, deepest.float().flatten(2))
+    features = (weights[:, :, None] * deepest.flatten(2)[:, None]).sum(-1)
     features = features / weights.sum(-1, keepdim=True).clamp_min(1e-6)
     result = torch.zeros(regions.shape[0], SLOTS, device=deepest.device)
-    result[:, present] = torch.sigmoid(network.classifier(features)[..., 0])
+    with torch.autocast(deepest.device.type, enabled=False):
+        result[:, present] = torch.sigmoid(network.classifier(features.float())[..., 0])
     return result
 
 

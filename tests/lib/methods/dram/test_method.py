@@ -14,6 +14,7 @@ from medseg.methods.base import TrainingSet
 from medseg.methods.dram.config import DRAMConfig
 from medseg.methods.dram.method import DRAM
 from medseg.methods.dram.presets import ARM_GROUPS, PRESETS
+from medseg.networks.precision import autocast
 from medseg.weak import WeakLabels
 
 WEAK = {"masks": "extents", "scale": 1.0}
@@ -29,7 +30,8 @@ def fit(method: DRAM, training: TrainingSet, iterations: int | None = None) -> l
         case = training.cases[iteration % len(training.cases)]
         drawn = method.sample(training.load(case), "extents", torch.Generator().manual_seed(iteration))
         optimizer.zero_grad()
-        output = method.training_step({"extents": default_collate([drawn])}, iteration)
+        with autocast(method.config.amp, torch.device("cpu")):
+            output = method.training_step({"extents": default_collate([drawn])}, iteration)
         output.loss.backward()
         optimizer.step()
         losses.append(float(output.loss.detach()))
@@ -50,7 +52,7 @@ def test_every_arm_trains_and_predicts(
     arm: object, write_case: Callable, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet]
 ) -> None:
     case, _ = write_case(0)
-    method = build(**{**WEAK, "iterations": 6, "refine_from": 0.5, **arm.overrides})  # type: ignore[attr-defined]
+    method = build(**{**WEAK, "iterations": 6, "refine_from": 0.5, "amp": "bf16", **arm.overrides})  # type: ignore[attr-defined]
 
     losses = fit(method, training_set(method, case))
     prediction = Predictor(method).predict(case)
