@@ -8,7 +8,7 @@ from medseg.methods.dram.cost import pairwise_cost, windowed_cost
 PRESETS = {
     "cpu": Preset(
         config={
-            "iterations": 400,
+            "iterations": 500,
             "scale": 1 / 3,
             "width": 8,
             "masks": "extents",
@@ -16,13 +16,14 @@ PRESETS = {
             "validate_every": 0,
             "epoch_iterations": 40,
         },
-        seeds=1,
+        seeds=2,
         held_out=3,
     ),
     "paper": Preset(
         config={
-            "iterations": 12000,
+            "iterations": 4000,
             "scale": 1.0,
+            "candidates": 7,
             "width": 32,
             "masks": "extents",
             "learning_rate": 1e-3,
