@@ -28,6 +28,14 @@ MODE_PANELS = "rightPanels: [monailabel.monaiLabel]"
 MODE_BUTTONS = "// toolbarService.addButtons(segmentationButtons);"
 BUTTONS = re.compile(r"const segmentationButtons_toolbarButtons = (\[.*?\n\}\]);\n", re.DOTALL)
 """The MONAI Label mode leaves out the panel and the brushes that the viewer's own segmentation mode defines."""
+
+STORE = re.compile(r"(storeSegmentation: async \(\{\s+segmentationId,\s+dataSource)(\s+\}\) => \{)")
+STORED = "naturalizedReport.wadoRoot = dataSource.getConfig().wadoRoot;"
+SAY_SO = (
+    "servicesManager.services.uiNotificationService.show({title: 'Saved', "
+    "message: 'This is the finished label of the case now', type: 'success'});"
+)
+"""In this mode the panel's export reaches the command that stores without the archive to store in."""
 DAY = 86400
 LARGEST_MODE = 100_000  # bytes; the bundles of modes are small
 
@@ -69,7 +77,15 @@ def patched(file: Path) -> str | None:
     if file.suffix != ".js" or file.stat().st_size > LARGEST_MODE:
         return None
     text = file.read_text(encoding="utf-8")
+    if STORE.search(text):
+        return with_archive_to_store_in(text)
     return with_segmentation_panel(text) if MODE_PANELS in text else None
+
+
+def with_archive_to_store_in(commands: str) -> str:
+    """The command that stores a segmentation, with the viewer's own archive where it is told none, and a word on it."""
+    text = STORE.sub(r"\1 = extensionManager.getActiveDataSource()[0]\2", commands)
+    return text.replace(STORED, f"{STORED} {SAY_SO}")
 
 
 def with_segmentation_panel(mode: str) -> str:

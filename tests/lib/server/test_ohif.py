@@ -6,7 +6,16 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medseg.server.ohif import MODE_BUTTONS, MODE_PANELS, ROOT, file_of, ohif_router, with_segmentation_panel
+from medseg.server.ohif import (
+    MODE_BUTTONS,
+    MODE_PANELS,
+    ROOT,
+    SAY_SO,
+    STORE,
+    file_of,
+    ohif_router,
+    with_segmentation_panel,
+)
 
 
 @pytest.fixture
@@ -46,6 +55,15 @@ def test_the_segmentation_panel_and_its_brushes_stand_beside_monai_labels(client
     assert "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool]" in text
     assert "toolbarService.addButtons([{\n  id: 'BrushTools'" in text
     assert MODE_BUTTONS not in text
+
+
+def test_export_stores_in_the_viewers_archive(client: TestClient) -> None:
+    (commands,) = [f for f in ROOT.glob("*.js") if STORE.search(f.read_text(encoding="utf-8"))]
+
+    text = client.get(f"/ohif/{commands.name}").text
+
+    assert "dataSource = extensionManager.getActiveDataSource()[0]\n    }) => {" in text
+    assert text.count(SAY_SO) == 1
 
 
 def test_another_build_of_the_viewer_is_left_as_it_is() -> None:
