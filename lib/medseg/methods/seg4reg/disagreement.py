@@ -20,13 +20,18 @@ WEIGHTS = {"paths": 1.0, "flip": 0.5, "count": 1.0, "entropy": 1.0}
 """Ours, for the card's w1..w4: each part is in [0, 1] and of about equal spread on pictures not trained on."""
 
 
-def score_paths(paths: Paths, mirrored: Array | None, prob: torch.Tensor | None) -> Score:
+KNOWN_ANGLES = 0.5
+"""Ours: factor for an image whose angles somebody entered; its mask is still worth drawing, but others go first."""
+
+
+def score_paths(paths: Paths, mirrored: Array | None, prob: torch.Tensor | None, has_angles: bool = False) -> Score:
     """Score of one image.
 
     Args:
         paths: angles of the image.
         mirrored: R's angles of the mirrored image, which has the same ones.
         prob: (1, x, y) probability of a vertebra.
+        has_angles: whether its angles are known.
 
     Source: Seg4Reg card sec. 9: w1 path disagreement + w2 |R(x) - R(flip x)| + w3 |n - 17| / 17 + w4 mask entropy.
     """
@@ -43,6 +48,8 @@ def score_paths(paths: Paths, mirrored: Array | None, prob: torch.Tensor | None)
         parts["entropy"] = _mask_entropy(prob)
     total = sum(WEIGHTS[name] for name in parts) or 1.0
     value = sum(WEIGHTS[name] * part for name, part in parts.items()) / total
+    if has_angles:
+        return Score(KNOWN_ANGLES * value, f"{_why(paths, KNOWN_ANGLES * value)}, angles known", parts)
     return Score(value, _why(paths, value), parts)
 
 

@@ -314,7 +314,7 @@ class Seg4Reg(Method):
         geometry = None
         if prob is not None:
             geometry = measure_mask(prob[0].numpy() > 0.5, (1.0, 1.0), self.limits, self.config.refine_quads)
-        return score_paths(Paths(image_angles, mask_angles, geometry), mirrored, prob)
+        return score_paths(Paths(image_angles, mask_angles, geometry), mirrored, prob, has_angles="angles" in loaded)
 
 
 def _has_weak(case: Case) -> bool:

@@ -46,3 +46,12 @@ def test_agreement_scores_less_than_disagreement() -> None:
 
 def test_a_mask_of_nothing_is_uncertain() -> None:
     assert score_paths(Paths(), None, certain(0.0)).value == 1
+
+
+def test_known_angles_halve_the_score() -> None:
+    one, two = np.array([40.0, 20, 0]), np.array([40.0, 26, 6])
+
+    plain, known = (score_paths(Paths(one, two), one, certain(), has_angles=flag) for flag in (False, True))
+
+    assert known.value == plain.value / 2
+    assert known.why.endswith("angles known")
