@@ -12,7 +12,7 @@ def vary_appearance(view: torch.Tensor, strength: float, rng: torch.Generator) -
     Ours, in place of the colour jitter of the card sec. 6, so that it serves grey images, volumes and colour alike.
 
     Args:
-        view: (C, *patch), about zero mean and unit spread.
+        view: (C, *patch); what is added is measured by its own spread.
         strength: 0 changes nothing, 1 is the default.
         rng: source of all randomness.
     """
@@ -20,19 +20,21 @@ def vary_appearance(view: torch.Tensor, strength: float, rng: torch.Generator) -
         return view
     axes = view.ndim - 1
     colour = view.shape[0] > 1
+    spread = view.std().clamp(1e-3, 1.0)  # vessels inside a field of view differ by little of the image's own spread
     shared, own = _spread(rng, 1), _spread(rng, view.shape[0]) * (0.5 if colour else 0.0)
     contrast = torch.exp(0.35 * strength * (shared + own)).reshape(-1, *(1,) * axes)
     offset = 0.35 * strength * (_spread(rng, 1) + _spread(rng, view.shape[0]) * (0.5 if colour else 0.0))
     if colour and float(torch.rand(1, generator=rng)) < 0.2 * strength:
         view = view.mean(dim=0, keepdim=True).expand_as(view)
     view = _gamma(view, torch.exp(0.35 * strength * _spread(rng, 1)))
-    view = view * contrast + offset.reshape(-1, *(1,) * axes)
-    view = view + 0.3 * strength * _bias(view.shape[1:], rng)
+    centre = view.mean()
+    view = (view - centre) * contrast + centre + spread * offset.reshape(-1, *(1,) * axes)
+    view = view + 0.3 * strength * spread * _bias(view.shape[1:], rng)
     if float(torch.rand(1, generator=rng)) < 0.3 * strength:
         wide = F.pad(view[None], (1, 1) * axes, mode="replicate")[0]
         view = F.avg_pool3d(wide, 3, 1) if axes == 3 else F.avg_pool2d(wide, 3, 1)
     noise = 0.15 * strength * float(torch.rand(1, generator=rng))
-    return view + noise * torch.randn(view.shape, generator=rng)
+    return view + noise * spread * torch.randn(view.shape, generator=rng)
 
 
 def _gamma(view: torch.Tensor, power: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ PRESETS = {
             "width": 8,
             "embedding": 16,
             "region_weight": 0.5,
+            "mirror": 0.0,  # ours: a view and its mirror image are too hard to match in a thousand iterations
+            "zoom": (1.0, 2.0),  # ours: more context in a small patch
             "finetune_learning_rate": 0.05,
             "validate_every": 0,
             "patient_pattern": EYES,
