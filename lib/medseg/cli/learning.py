@@ -130,6 +130,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Folder for the masks and measurements.")],
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write the uncertainty map too.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a PNG that shows the mask on the image.")] = False,
+    domain: Annotated[
+        str | None,
+        typer.Option("--domain", help="Imaging domain of the images, for models of several; default: recognised."),
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Masks on each image's own grid, measurements as JSON.
@@ -139,7 +143,8 @@ def predict(
     from medseg.inference.command import predict_images
     from medseg.training.device import pick_device
 
-    for line in predict_images(model, images, out, str(pick_device(device)), uncertainty=uncertainty, overlay=overlay):
+    chosen = str(pick_device(device))
+    for line in predict_images(model, images, out, chosen, uncertainty=uncertainty, overlay=overlay, domain=domain):
         typer.echo(line)
 
 

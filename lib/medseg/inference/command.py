@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.cases import Case, case_id, image_suffix
@@ -19,13 +20,20 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def predict_images(
-    model: Path, images: Sequence[Path], out: Path, device: str, *, uncertainty: bool = False, overlay: bool = False
+    model: Path,
+    images: Sequence[Path],
+    out: Path,
+    device: str,
+    *,
+    uncertainty: bool = False,
+    overlay: bool = False,
+    domain: str | None = None,
 ) -> Iterator[str]:
     """Predict images one by one; yields a line for each. A damaged one does not keep the others from being predicted.
 
     Writes `<id><suffix>` (the image's format where it can hold a mask, else .nii.gz or .png) and `<id>.json`, where the
     method finds points or lines `<id>.mrk.json` for 3D Slicer, on request `<id>_uncertainty<suffix>` and
-    `<id>_overlay.png`.
+    `<id>_overlay.png`. `domain` is the imaging domain of all of them; None: what file names and folders say.
 
     Raises:
         NotFoundError: an image does not exist; checked before the first is predicted.
@@ -40,7 +48,7 @@ def predict_images(
     failed: dict[Path, MedsegError] = {}
     for path in files:
         try:
-            target = _predict(_case(path), predictor, out, uncertainty, overlay)
+            target = _predict(replace(_case(path), domain=domain), predictor, out, uncertainty, overlay)
         except MedsegError as error:
             failed[path] = error
             if len(files) == 1:
@@ -82,7 +90,9 @@ def _files(images: Sequence[Path]) -> list[Path]:
 
 
 def _case(path: Path) -> Case:
-    return Case(id=case_id(path) if path.is_file() else path.name, image=path)
+    folder = path.resolve().parent
+    dataset = folder.parent.name if folder.name == "images" else folder.name
+    return Case(id=case_id(path) if path.is_file() else path.name, image=path, dataset=dataset)
 
 
 def _target(case: Case, out: Path) -> Path:

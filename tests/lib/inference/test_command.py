@@ -9,7 +9,7 @@ from PIL import Image
 
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json
-from medseg.inference.command import predict_images
+from medseg.inference.command import _case, predict_images
 from medseg.inference.model_folder import save_model
 from medseg.methods.supervised.config import SupervisedConfig
 from medseg.methods.supervised.method import Supervised
@@ -87,3 +87,12 @@ def test_damaged_image_is_named_at_the_end_and_stops_no_other(tmp_path: Path, mo
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "a.png", "c.json", "c.png"]
     with pytest.raises(MedsegError, match=r"^b\.png cannot be read"):
         list(predict_images(model, images[1:2], tmp_path / "out", "cpu"))
+
+
+def test_image_comes_with_the_name_of_its_data_set(tmp_path: Path) -> None:
+    for file in ("heart/images/a.png", "knee/b.png"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_bytes(b"x")
+
+    assert _case(tmp_path / "heart" / "images" / "a.png").dataset == "heart"
+    assert _case(tmp_path / "knee" / "b.png").dataset == "knee"
