@@ -205,7 +205,7 @@ def test_small_images_are_padded_alike_at_both_ends() -> None:
     assert crop["label"][0, :, 3].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["none", "flips", "strong"])
+@pytest.mark.parametrize("kind", ["none", "flips", "contrast", "strong"])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 8), (16, 12, 8)])
 def test_augmentation_follows_its_seed_alone_and_keeps_shape_and_type(kind: str, shape: tuple[int, ...]) -> None:
     tensors = {"image": torch.rand(1, *shape), "label": (torch.rand(1, *shape) > 0.5).to(torch.uint8)}
@@ -230,6 +230,22 @@ def test_flips_move_image_and_label_alike() -> None:
     assert all(torch.equal(r["image"], r["label"]) for r in results)
     assert all(torch.equal(r["image"].flatten().sort()[0], values.flatten()) for r in results)
     assert len({tuple(r["image"].flatten().tolist()) for r in results}) >= 4  # of the eight poses in the plane
+
+
+def test_contrast_augmentation_changes_intensities_and_nothing_else() -> None:
+    """Places are those of the flips; contrast is weaker in most crops and never much stronger."""
+    image = torch.randn(1, 16, 16, 8, generator=generator(0))
+    tensors = {"image": image, "label": (image > 0).to(torch.uint8)}
+    spreads = []
+    for seed in range(20):
+        flipped, changed = (augment(tensors, kind, 3, seed) for kind in ("flips", "contrast"))
+        assert torch.equal(changed["label"], flipped["label"])
+        both = torch.stack([changed["image"].flatten(), flipped["image"].flatten()])
+        assert float(torch.corrcoef(both)[0, 1]) > 0.6
+        spreads.append(float(changed["image"].std() / flipped["image"].std()))
+    assert min(spreads) < 0.6
+    assert max(spreads) < 1.5
+    assert len(set(spreads)) == 20
 
 
 def test_strong_augmentation_turns_image_and_label_alike() -> None:
