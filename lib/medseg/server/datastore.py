@@ -15,22 +15,15 @@ from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
-from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
-from medseg.server.folders import StudyFolders
+from medseg.server.folders import StudyFolders, image_suffixes
 from medseg.server.history import LabelHistory, LabelVersion, copy_atomically, file_sha256
-from medseg.server.ids import MASK_SUFFIXES, check_image_id, check_image_suffix, check_label_suffix, check_tag
-from medseg.server.journal import make_entry, now, plain
-from medseg.server.label_contract import check_label, label_suffix_for
+from medseg.server.ids import check_image_id, check_image_suffix, check_label_suffix, check_tag
+from medseg.server.intake import FINAL, clean_image_info, clean_info, conform, holds_mask, signer, usual_labels
+from medseg.server.journal import make_entry, now
 from medseg.server.label_file import image_grid
 from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
 from medseg.server.store import Snapshot, StudyStore
-from medseg.transforms.io import write_volume
-from medseg.weak import parse_weak
-
-FINAL, ORIGINAL, REGIONS = "final", "original", "regions"
-USUAL_FROM = 3  # ours: from so many finished labels on, a name that nearly all have is called usual
-USUAL_SHARE = 0.8  # ours
 
 
 class MedsegDatastore(LocalDatastore):
@@ -62,7 +55,7 @@ class MedsegDatastore(LocalDatastore):
         read_only: bool = False,
         lock_timeout: float = 30.0,
     ) -> None:
-        self._folders = StudyFolders(Path(datastore_path), _image_suffixes(extensions))
+        self._folders = StudyFolders(Path(datastore_path), image_suffixes(extensions))
         self._store = StudyStore(self._folders, auto_reload=auto_reload, read_only=read_only, lock_timeout=lock_timeout)
         self._history = LabelHistory(self._folders.service / "history")
         self._names: LabelNames = (
@@ -123,7 +116,7 @@ class MedsegDatastore(LocalDatastore):
             raise UnusableInputError(f"images {suffix} are not served here; use {', '.join(self._folders.suffixes)}")
         identifier = check_image_id(image_id or source.name[: -len(suffix)])
         image_grid(source)
-        info = _clean_image_info(image_info, identifier)
+        info = clean_image_info(image_info, identifier)
         with self._store.writing():
             present = self._store.snapshot().scan.images.get(identifier)
             if present is None:
@@ -135,7 +128,7 @@ class MedsegDatastore(LocalDatastore):
                 )
             info = {**info, "ts": int(time.time()), "name": present.name}
             ext = present.name.removeprefix(identifier)
-            entry = make_entry("image_added", image=identifier, ext=ext, info=info, author=_author(info))
+            entry = make_entry("image_added", image=identifier, ext=ext, info=info, author=signer(info))
             self._store.commit(entry)
         return identifier
 
@@ -147,10 +140,10 @@ class MedsegDatastore(LocalDatastore):
             UnusableInputError: names the field of `weak` that is wrong.
         """
         identifier = check_image_id(image_id)
-        values = _clean_image_info(info, identifier)
+        values = clean_image_info(info, identifier)
         with self._store.writing():
             self._find(identifier)
-            self._store.commit(make_entry("image_info", image=identifier, info=values, author=_author(values)))
+            self._store.commit(make_entry("image_info", image=identifier, info=values, author=signer(values)))
 
     def remove_image(self, image_id: str) -> None:
         """Take an image and its labels out of the study.
@@ -215,9 +208,9 @@ class MedsegDatastore(LocalDatastore):
         identifier, tag, file = check_image_id(image_id), check_tag(label_tag), Path(label_filename)
         check_label_suffix(file)
         self._find(identifier)
-        info = _clean_info(label_info, f"label {identifier}")
+        info = clean_info(label_info, f"label {identifier}")
         with tempfile.TemporaryDirectory(prefix="medseg-label-") as staging:
-            if _holds_mask(tag, file):
+            if holds_mask(tag, file):
                 file, facts = self._apply_contract(identifier, tag, file, info, Path(staging))
                 info = {**info, **facts}
             with self._store.writing():
@@ -237,10 +230,10 @@ class MedsegDatastore(LocalDatastore):
             NotFoundError: no such label.
         """
         identifier, tag = check_image_id(label_id), check_tag(label_tag)
-        values = _clean_info(info, f"label {identifier}")
+        values = clean_info(info, f"label {identifier}")
         with self._store.writing():
             self._find_label(identifier, tag)
-            fields = {"image": identifier, "tag": tag, "info": values, "author": _author(values)}
+            fields = {"image": identifier, "tag": tag, "info": values, "author": signer(values)}
             self._store.commit(make_entry("label_info", **fields))
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -332,28 +325,9 @@ class MedsegDatastore(LocalDatastore):
         self, image_id: str, tag: str, file: Path, info: Mapping[str, Any], staging: Path
     ) -> tuple[Path, dict[str, Any]]:
         """Check a mask; the file to store, and what there is to say of it."""
-        given = staging / f"{image_id}.label{check_label_suffix(file, MASK_SUFFIXES)}"
-        given.symlink_to(file.absolute())  # complaints then name the image, and not the server's temporary file
-        image = Path(self.get_image_uri(image_id))
-        names = None if tag == REGIONS else self._names
-        checked = check_label(given, image, info, names, None if tag == ORIGINAL else self._usual_labels())
-        path = write_volume(staging / f"label{label_suffix_for(image)}", checked.mask)
-        facts: dict[str, Any] = {"remarks": list(checked.remarks), "voxels": checked.voxels}
-        if names is not None:
-            # what the client sent numbers the uploaded values; from here on the stored values count
-            order = sorted(checked.labels, key=lambda name: checked.labels[name])
-            facts["label_names"] = checked.labels
-            facts["label_info"] = [{"name": name, "idx": checked.labels[name]} for name in order]
-        return path, facts
-
-    def _usual_labels(self) -> tuple[str, ...]:
-        """Names that nearly all finished labels hold."""
         infos = [record.labels[FINAL].info for record in self._datastore.objects.values() if FINAL in record.labels]
-        counts = [info["voxels"] for info in infos if isinstance(info.get("voxels"), dict)]
-        if len(counts) < USUAL_FROM:
-            return ()
-        names = dict.fromkeys(name for count in counts for name in count)
-        return tuple(n for n in names if sum(c.get(n, 0) > 0 for c in counts) >= USUAL_SHARE * len(counts))
+        image = Path(self.get_image_uri(image_id))
+        return conform(file, image, image_id, tag, info, self._names, usual_labels(infos), staging)
 
     def _put_label(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> None:
         """Within `writing`: put a label file in place of the present one."""
@@ -365,7 +339,7 @@ class MedsegDatastore(LocalDatastore):
         present = snapshot.label_file(image_id, tag)
         if present is not None and present != target and not self._folders.is_users_own(present):
             present.unlink(missing_ok=True)  # the same label under another suffix; the history has it
-        sha256, author = file_sha256(target), _author(info)
+        sha256, author = file_sha256(target), signer(info)
         facts = {"ts": int(time.time()), "name": target.name, "saved": now(), "author": author, "sha256": sha256}
         fields = {"image": image_id, "tag": tag, "ext": suffix, "author": author, "sha256": sha256}
         self._store.commit(make_entry("label_saved", **fields, info={**info, **facts}))
@@ -382,38 +356,3 @@ class MedsegDatastore(LocalDatastore):
         path = snapshot.label_file(image_id, tag)
         if path is not None and not self._folders.is_users_own(path):
             path.unlink(missing_ok=True)
-
-
-def _holds_mask(tag: str, file: Path) -> bool:
-    """Whether the label contract applies. A prediction may be JSON (points, boxes); a finished label may not."""
-    if tag == ORIGINAL:
-        return not file.name.lower().endswith(".json")
-    return tag in (FINAL, REGIONS) or tag.startswith(f"{FINAL}_")
-
-
-def _clean_info(info: Any, what: str) -> dict[str, Any]:
-    if info is not None and not isinstance(info, Mapping):
-        raise UnusableInputError(f"info of {what} is of type {type(info).__name__}; send an object {{...}}")
-    return dict(plain(info or {}))
-
-
-def _clean_image_info(info: Any, image_id: str) -> dict[str, Any]:
-    values = _clean_info(info, f"image {image_id}")
-    values.pop("path", None)  # get_image_info adds it, and clients send it back
-    if values.get("weak") is not None:
-        parse_weak(values["weak"], f"image {image_id}")
-    return values
-
-
-def _author(info: Mapping[str, Any]) -> str:
-    return str(info.get("client_id") or info.get("user") or "")
-
-
-def _image_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
-    if extensions is None:
-        return IMAGE_SUFFIXES
-    given = [extensions] if isinstance(extensions, str) else list(extensions)
-    known = tuple(s for e in given if (s := e.removeprefix("*").lower()) in IMAGE_SUFFIXES)
-    if not known:
-        raise MedsegError(f"none of the image suffixes {', '.join(given)} is known; use {', '.join(IMAGE_SUFFIXES)}")
-    return known

@@ -177,3 +177,18 @@ def _mtime(folder: Path) -> int:
         return folder.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def image_suffixes(extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Image suffixes of file patterns such as `*.nii.gz`; all that medseg reads for None.
+
+    Raises:
+        MedsegError: none of them is known.
+    """
+    if extensions is None:
+        return IMAGE_SUFFIXES
+    given = [extensions] if isinstance(extensions, str) else list(extensions)
+    known = tuple(s for e in given if (s := e.removeprefix("*").lower()) in IMAGE_SUFFIXES)
+    if not known:
+        raise MedsegError(f"none of the image suffixes {', '.join(given)} is known; use {', '.join(IMAGE_SUFFIXES)}")
+    return known

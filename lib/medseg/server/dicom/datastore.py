@@ -24,7 +24,7 @@ from pydicom.dataset import Dataset
 
 from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_json
-from medseg.server.datastore import FINAL, MedsegDatastore, _author
+from medseg.server.datastore import MedsegDatastore
 from medseg.server.dicom.archive import Archive, SeriesEntry
 from medseg.server.dicom.catalogue import FOREIGN, LABEL, OLDER, REFUSED, SegRecord
 from medseg.server.dicom.codes import LabelCodes
@@ -35,6 +35,7 @@ from medseg.server.dicom.seg_write import SegmentationFacts, segmentation
 from medseg.server.dicom.series import read_series
 from medseg.server.history import LabelHistory
 from medseg.server.ids import check_image_id, check_tag
+from medseg.server.intake import FINAL, signer
 from medseg.server.journal import make_entry
 from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
 from medseg.server.settings import AppSettings
@@ -256,7 +257,7 @@ class DicomWebDatastore(MedsegDatastore):
     def _send(self, image_id: str, file: Path, info: Mapping[str, Any]) -> dict[str, str]:
         labels = info.get("label_names") or self.labels
         facts = SegmentationFacts(
-            author=_author(info),
+            author=signer(info),
             description=str(info.get("description") or "medseg"),
             model=str(info.get("model") or "medseg"),
             algorithm="SEMIAUTOMATIC" if info.get("model") else "MANUAL",
