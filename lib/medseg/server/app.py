@@ -174,7 +174,8 @@ class MedsegApp(MONAILabelApp):
         saved = None
         if file and not uploaded and _true(asked.get("save_label")):
             tag = asked.get("label_tag") or "original"
-            saved = datastore.save_label(image, file, tag, {"model": name, "params": result})
+            info = {"model": name, "params": result, "client_id": str(asked.get("client_id") or "")}
+            saved = datastore.save_label(image, file, tag, info)
         return {"label": saved or file, "tag": asked.get("label_tag") or "original", "file": file, "params": result}
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> Any:

@@ -83,10 +83,11 @@ def test_uploaded_file_is_predicted_and_never_saved(trained_app: Any, tmp_path: 
 
 
 def test_save_label_keeps_the_mask_as_original(trained_app: Any) -> None:
-    reply = infer(trained_app, save_label=True)
+    reply = infer(trained_app, save_label=True, client_id="ann")
 
+    info = trained_app.datastore().get_label_info("organ_003", "original")
     assert reply["label"] == "organ_003"
-    assert trained_app.datastore().get_label_info("organ_003", "original")["params"]["version"] == 1
+    assert (info["params"]["version"], info["author"]) == (1, "ann")
 
 
 def test_reason_of_an_image_that_was_handed_out(trained_app: Any) -> None:
