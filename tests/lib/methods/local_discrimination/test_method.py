@@ -81,7 +81,7 @@ def test_pretraining_tells_places_apart_and_landmarks_are_found_from_one_image(s
 
     assert "region" not in history[0]
     assert history[-1]["patch"] < 0.9 * history[0]["patch"]
-    assert method.retrieval(method.load(cases[5])) > max(0.15, 2 * before)  # chance: about 1 of 48
+    assert method.retrieval(method.load(cases[5])) > max(0.08, 2 * before)  # chance: 1 of 48
     errors = []
     for case in cases[4:]:
         prediction = method.predict(method.load(LocalDiscrimination.hide_label(case)))
