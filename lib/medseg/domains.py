@@ -33,7 +33,7 @@ class Domain:
         labels: names of its structures in the order of its head's classes.
         values: value in its masks -> label name, for cases that carry no names of their own; `*` stands for all.
         aliases: file name prefixes and data sets that mean this domain.
-        spacing: working voxel size in mm along the axes; None: each image's own.
+        spacing: working voxel size in mm along the axes, the scale of the run included; None: each image's own.
         patch: size of its training patches in voxels; empty: the run's.
         slice_axis: axis of the canonical image that counts the slices.
     """

@@ -98,7 +98,7 @@ class PatchMethod(Method):
         if dimension != image.ndim - 1:
             raise MedsegError(f"dimension = {dimension}, but the images have {image.ndim - 1} axes")
         spacing = _working_spacing(config, image)
-        scale = config.scale or _automatic_scale(math.prod(size_at(image, spacing)), dimension)
+        scale = config.scale or automatic_scale(math.prod(size_at(image, spacing)), dimension)
         size = size_at(image, [s / scale for s in spacing])
         patch = config.patch
         if len(patch) == 3 and dimension == 2:
@@ -319,7 +319,7 @@ def _working_spacing(config: PatchConfig, image: MetaTensor) -> tuple[float, ...
     return spacing
 
 
-def _automatic_scale(voxels: int, dimension: int) -> float:
+def automatic_scale(voxels: int, dimension: int) -> float:
     """1, 1/2, 1/4 ...: the first at which an image has at most a million voxels."""
     scale = 1.0
     while voxels * scale**dimension > 1e6:

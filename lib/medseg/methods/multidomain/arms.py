@@ -1,7 +1,9 @@
 """Benchmark arms that train several networks: one per domain, from scratch or from another domain.
 
-Budget: all arms of a benchmark show the network the same number of slices. The joint arms take T steps with a batch of
-each of the K domains; here each of K networks takes T steps with a batch of its own domain.
+Budget: every arm of a benchmark takes T steps in all, of the same number of slices each, and so sees every domain
+equally often. The joint arms take T steps with n slices of each of the K domains; here each of K networks takes T / K
+steps with K n slices of its own domain. `individual_steps`, which is run only when named, takes T steps with n slices
+instead: as many slices, K times as many steps.
 """
 
 from __future__ import annotations
@@ -15,33 +17,43 @@ from medseg.domains import assign_domains
 
 
 def run_individual(context: Any) -> dict[str, Any]:
-    """One network per domain, T steps each.
+    """One network per domain, T / K steps of K n slices each.
 
     Args:
         context: `medseg.benchmark.arms.ArmContext`.
     """
-    return _per_domain(context, lambda name, cases: _train(context, name, cases[name], context.iterations))
+
+    def train(name: str, cases: Mapping[str, Sequence[Case]]) -> Any:
+        steps = max(1, round(context.iterations / len(cases)))
+        return _train(context, name, cases[name], steps, _batch(context, len(cases)))
+
+    return _per_domain(context, train)
+
+
+def run_individual_steps(context: Any) -> dict[str, Any]:
+    """One network per domain, T steps of n slices each."""
+    return _per_domain(context, lambda name, cases: _train(context, name, cases[name], context.iterations, {}))
 
 
 def run_transfer(context: Any) -> dict[str, Any]:
-    """One network per domain: T/2 steps on another domain, then T/2 steps on its own from there.
+    """One network per domain: half of its T / K steps on another domain, then half on its own from there.
 
     The other domain is the next one in the list, so that each domain is a source once.
     """
-    half = max(1, context.iterations // 2)
 
     def train(name: str, cases: Mapping[str, Sequence[Case]]) -> Any:
         names = list(cases)
+        half, batch = max(1, round(context.iterations / (2 * len(names)))), _batch(context, len(names))
         source = names[(names.index(name) + 1) % len(names)]
-        _train(context, f"{name}_from_{source}", cases[source], half)
+        _train(context, f"{name}_from_{source}", cases[source], half, batch)
         before = context.out / f"{name}_from_{source}" / "model.safetensors"
-        return _train(context, name, cases[name], half, {"pretrained": str(before)})
+        return _train(context, name, cases[name], half, {**batch, "pretrained": str(before)})
 
     return _per_domain(context, train)
 
 
 def _per_domain(context: Any, train: Callable[[str, Mapping[str, Sequence[Case]]], Any]) -> dict[str, Any]:
-    """Train for each domain, evaluate on its held-out cases; the seconds are those of the trainings."""
+    """Train for each domain, evaluate on its held-out cases."""
     names = assign_domains([*context.training_cases, *context.held_out_cases], context.config.domain_pattern)
     training = _by_domain([case for case in context.training_cases if case.label is not None], names)
     held_out = _by_domain(context.held_out_cases, names)
@@ -53,12 +65,14 @@ def _per_domain(context: Any, train: Callable[[str, Mapping[str, Sequence[Case]]
     return {"cases": results, "iterations": context.iterations}
 
 
-def _train(
-    context: Any, name: str, cases: Sequence[Case], iterations: int, more: Mapping[str, Any] | None = None
-) -> Any:
+def _batch(context: Any, domains: int) -> dict[str, int]:
+    """As many slices in a step as the joint arms have of all domains."""
+    return {"domain_batch": context.config.domain_batch * domains}
+
+
+def _train(context: Any, name: str, cases: Sequence[Case], iterations: int, more: Mapping[str, Any]) -> Any:
     """Train on the cases of one domain, with a registry of its own."""
-    settings = {"domains": {}, "iterations": iterations, **(more or {})}
-    return context.train(settings, name, cases=tuple(cases))
+    return context.train({"domains": {}, "iterations": iterations, **more}, name, cases=tuple(cases))
 
 
 def _by_domain(cases: Sequence[Case], names: Mapping[str, str]) -> dict[str, list[Case]]:

@@ -14,7 +14,7 @@ from medseg.domains import Domain
 from medseg.errors import MedsegError
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.crops import crop, fitted_centre
-from medseg.methods.multidomain.registry import MULTIPLE
+from medseg.methods.multidomain.registry import MULTIPLE, working_spacing
 from medseg.methods.patches import normalise
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
 from medseg.transforms.io import read_image
@@ -34,8 +34,8 @@ def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> Met
         (C, *grid), for 2.5D (3 C, *grid): the slices, those before and those after.
     """
     turned = to_canonical(image)
-    spacing = domain.spacing or spacing_of(turned)
-    size = size_at(turned, [s / config.scale for s in spacing])
+    spacing = domain.spacing or working_spacing(turned, spacing_of(turned), config.scale)
+    size = size_at(turned, spacing)
     prepared = axis_last(normalise(resize(turned, size)), domain.slice_axis)
     if config.view != "2.5d" or config.dimension == 2:
         return prepared

@@ -102,7 +102,7 @@ class MultiDomain(PatchMethod):
         )
         if fitted.domains:
             return fitted
-        fitted = fitted.with_overrides({"patch": fitted_patch(fitted), "scale": fitted.scale or 1.0})
+        fitted = fitted.with_overrides({"patch": fitted_patch(fitted)})
         return prepare_config(fitted, build_registry(fitted, cases))
 
     # -- build -----------------------------------------------------------------------------------------------------

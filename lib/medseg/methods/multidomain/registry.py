@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 
 from medseg.cases import Case
 from medseg.domains import Domain, aliases_of, assign_domains
 from medseg.errors import MedsegError
 from medseg.methods.multidomain.config import MultiDomainConfig
+from medseg.methods.patches import automatic_scale
 from medseg.transforms.grid import size_at, spacing_of, to_canonical
 from medseg.transforms.io import read_image, read_mask
 
@@ -128,13 +131,19 @@ def _geometry(config: MultiDomainConfig, cases: Sequence[Case]) -> tuple[tuple[f
     if not images:
         raise MedsegError(f"none of the {len(cases)} images of a domain can be read, the first is {cases[0].id}")
     own = [statistics.median(values) for values in zip(*(spacing_of(image) for image in images), strict=True)]
-    spacing = list(config.spacing or own)
-    axis = slice_axis(spacing) if config.view != "3d" and len(own) == 3 else len(own) - 1
-    scale = config.scale or 1.0
-    sizes = [size_at(image, [s / scale for s in spacing]) for image in images]
+    wanted = tuple(config.spacing or own)
+    axis = slice_axis(wanted) if config.view != "3d" and len(own) == 3 else len(own) - 1
+    spacing = working_spacing(images[0], wanted, config.scale)
+    sizes = [size_at(image, spacing) for image in images]
     size = [int(statistics.median(values)) for values in zip(*sizes, strict=True)]
     size = [*size[:axis], *size[axis + 1 :], size[axis]]
     return tuple(round(s, 4) for s in spacing), size, axis
+
+
+def working_spacing(image: MetaTensor, spacing: Sequence[float], scale: float) -> tuple[float, ...]:
+    """Spacing at a scale: 0.5 doubles it; 0 doubles it until an image like this one has at most a million voxels."""
+    chosen = scale or automatic_scale(math.prod(size_at(image, spacing)), len(spacing))
+    return tuple(s / chosen for s in spacing)
 
 
 def slice_axis(spacing: Sequence[float]) -> int:
