@@ -304,3 +304,23 @@ def test_json_of_evaluation_can_go_to_a_new_folder(medseg: Medseg, model: Path, 
 
     assert result.code == 0
     assert list(read_json(tmp_path / "a" / "b.json")["cases"]) == ["slice_000"]
+
+
+def test_demo_has_a_small_budget_unless_another_is_asked_for(
+    medseg: Medseg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medseg.server import launch
+    from medseg.server.settings import AppSettings
+
+    seen: list[AppSettings] = []
+    monkeypatch.setattr(launch, "start_server", lambda *args, conf, **more: seen.append(AppSettings.from_conf(conf)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / "study").mkdir(parents=True)
+    head = ["serve", "--demo", "--models", "caml,supervised"]
+
+    for typed in ([], ["--conf", "set=width=4,iterations=20"], ["--conf", "caml.iterations=30"]):
+        assert medseg(*head, *typed).code == 0
+
+    budgets = [tuple(settings.config(name).iterations for name in ("caml", "supervised")) for settings in seen]
+    assert budgets == [(200, 200), (20, 20), (30, 200)]
+    assert seen[1].config("caml").to_dict()["width"] == 4

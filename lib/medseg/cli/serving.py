@@ -11,6 +11,9 @@ import typer
 from medseg.errors import MedsegError
 from medseg.methods import METHODS
 
+DEMO_BUDGET = "iterations=200"
+"""A first round in minutes."""
+
 
 def serve(
     studies: Annotated[
@@ -47,7 +50,9 @@ def serve(
     settings = {**({"models": models} if models else {}), **parse_pairs(conf)}
     if demo and studies is None:
         studies = str(_demo_study(Path("demo") / "study"))
-        settings = {"caml.iterations": "200", "supervised.iterations": "200", **settings}  # a first round in minutes
+        settings["set"] = ",".join(
+            filter(None, [DEMO_BUDGET, settings.get("set")])
+        )  # the later one wins: what was typed
     if studies is None:
         raise MedsegError("--studies is missing; give a folder of images or a DICOMweb URL, or try --demo")
     announce = partial(_explain_next_steps, studies, host, port, settings.get("models", "caml"))
