@@ -78,9 +78,9 @@ def stratified(candidates: Sequence[Candidate], covered: Sequence[str] = (), see
     while heap:
         _, _, name = heapq.heappop(heap)
         _, scored = waiting[name].popleft()
-        ranked.append(
-            replace(scored, why=f"random within {name!r}, of which {done[name]} of {total[name]} are labelled")
-        )
+        share = f"random within {name!r}, of which {done[name]} of {total[name]} are labelled"
+        told = 1 < total[name] < len(candidates) + len(covered)  # alone, or all there is: no stratum worth a word
+        ranked.append(replace(scored, why=share) if told else scored)
         done[name] += 1
         if waiting[name]:
             heapq.heappush(heap, (done[name] / total[name], waiting[name][0][0], name))
