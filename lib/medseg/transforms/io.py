@@ -120,6 +120,7 @@ def _read(path: Path, palette: bool) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # readers raise whatever they like; the user needs the file's name and the reason
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        reason = reason.replace(str(path), path.name)
         raise UnusableInputError(f"{path.name} cannot be read, it seems damaged: {reason}") from error
 
 

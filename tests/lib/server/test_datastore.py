@@ -102,7 +102,7 @@ def test_complaints_name_the_image_and_not_the_temporary_file(
 
     with pytest.raises(UnusableInputError, match=r"^label a\.label\.nii\.gz holds fractional values such as 0\.5"):
         store.save_label("a", str(half), "final", {})
-    with pytest.raises(UnusableInputError, match=r"^a\.label\.nii\.gz cannot be read"):
+    with pytest.raises(UnusableInputError, match=r"^a\.label\.nii\.gz cannot be read[^/]*$"):
         store.save_label("a", str(tmp_path / "tmp3x4y5z.nii.gz"), "final", {})
 
 
