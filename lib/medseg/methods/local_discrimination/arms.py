@@ -15,25 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 
 from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods.base import Arm
 from medseg.methods.local_discrimination.selection import k_centre, typical_first
+from medseg.phantoms.shapes import draw_vessels
+from medseg.transforms.io import read_image, write_volume
 
 log = logging.getLogger(__name__)
 
 LABELS = (2, 5, 10)
+SIMULATED = 30  # ours: simulated vessel trees
 FIRST = 5  # labels of the cold-start arms
 WAIT = 7200.0  # ours: longest wait, in seconds, for another run that pretrains
 
 
 def segmentation_arms() -> tuple[Arm, ...]:
-    """`random_2` ... `pretrained_10`."""
+    """`random_2` ... `pretrained_10`; by name also `shaped_2` ..., pretrained with a shape prior (`shapes`)."""
     return tuple(
-        Arm(f"{start}_{count}", run=partial(fine_tune, count=count, pretrained=start == "pretrained"))
-        for start in ("random", "pretrained")
+        Arm(f"{start}_{count}", run=partial(fine_tune, count=count, start=start), in_default=start != "shaped")
+        for start in ("random", "pretrained", "shaped")
         for count in LABELS
     )
 
@@ -46,19 +51,43 @@ def cold_start_arms() -> tuple[Arm, ...]:
     )
 
 
-def fine_tune(ctx: Any, count: int, pretrained: bool) -> dict[str, Any]:
+def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
     """Train `supervised` on `count` labels, drawn by the seed and the same for both starts.
 
     Args:
         ctx: `medseg.benchmark.arms.ArmContext`.
         count: labels.
-        pretrained: start from the trunk that was pretrained on all training images without labels.
+        start: "random"; "pretrained": from the trunk that was pretrained on all training images without labels;
+            "shaped": the same with the shapes of the setting `shapes` beside, else with simulated vessels.
     """
     labelled = [case for case in ctx.training_cases if case.label is not None]
     if len(labelled) < count:
         raise MedsegError(f"this arm needs {count} labelled training cases, there are {len(labelled)}")
     chosen = _by_chance(labelled, None, ctx.seed)[:count]
-    return _train_on(ctx, chosen, pretrain(ctx) if pretrained else None)
+    if start == "random":
+        return _train_on(ctx, chosen, None)
+    if start == "pretrained":
+        return _train_on(ctx, chosen, pretrain(ctx, {"shapes": None}))
+    shapes = ctx.config.shapes or str(simulate_vessels(ctx))
+    return _train_on(ctx, chosen, pretrain(ctx, {"shapes": shapes}, "shaped"))
+
+
+def simulate_vessels(ctx: Any) -> Path:
+    """A folder of simulated vessel trees of the size of the first image, once for all arms of a seed.
+
+    Raises:
+        MedsegError: the images are volumes.
+    """
+    if ctx.config.dimension != 2:
+        raise MedsegError("simulated vessels are pictures; give a folder of binary volumes by --set shapes=FOLDER")
+    folder = (ctx.out / f"../../shared/vessels_seed{ctx.seed}").resolve()
+    size = tuple(read_image(ctx.training_cases[0].image).shape[1:])
+    for number in range(SIMULATED):
+        file = folder / f"tree_{number:03d}.png"
+        if not file.exists():
+            tree = torch.from_numpy(draw_vessels(1000 * ctx.seed + number, size).astype(np.uint8))[None]
+            write_volume(file, MetaTensor(tree, affine=torch.eye(3)))
+    return Path(folder)
 
 
 def cold_start(ctx: Any, choose: Callable[..., list[Case]]) -> dict[str, Any]:

@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm
-from medseg.methods.local_discrimination.arms import fine_tuning
+from medseg.methods.local_discrimination.arms import fine_tuning, simulate_vessels
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu_mask
 from medseg.metrics.table import segmentation_metrics
-from medseg.phantoms.shapes import draw_vessels
 from medseg.transforms.io import read_image, read_mask, write_volume
 
 log = logging.getLogger(__name__)
-
-SIMULATED = 30  # ours: simulated vessel trees
 
 Mask = NDArray[np.bool_]
 
@@ -67,8 +64,7 @@ def shape_guided(ctx: Any, refine: bool = True, simulated: bool = False) -> dict
         simulated: simulated vessel trees instead of the training cases' masks.
     """
     started = time.monotonic()
-    shapes = ctx.out / "shapes"
-    _write_shapes(ctx, shapes, simulated)
+    shapes = simulate_vessels(ctx) if simulated else _write_shapes(ctx, ctx.out / "shapes")
     images = tuple(ctx.method.hide_label(case) for case in ctx.training_cases)
     values = {"shapes": str(shapes), "iterations": ctx.config.pretraining}
     predictor = ctx.train(values, "first", cases=images)
@@ -102,16 +98,14 @@ def _shape_cases(ctx: Any) -> list[Case]:
     return found
 
 
-def _write_shapes(ctx: Any, folder: Path, simulated: bool) -> None:
-    if simulated:
-        size = tuple(read_image(ctx.training_cases[0].image).shape[1:])
-        masks = {f"tree_{n:03d}": draw_vessels(1000 * ctx.seed + n, size) for n in range(SIMULATED)}
-    else:
-        masks = {case.id: target_mask(case, ctx.config.targets) for case in _shape_cases(ctx)}
+def _write_shapes(ctx: Any, folder: Path) -> Path:
+    """The target of every training mask as a binary mask, under names that say nothing of a picture."""
     suffix = ".png" if ctx.config.dimension == 2 else ".nii.gz"
-    for name, mask in masks.items():
+    for number, case in enumerate(_shape_cases(ctx)):
+        mask = target_mask(case, ctx.config.targets)
         binary = MetaTensor(torch.from_numpy(mask.astype(np.uint8))[None], affine=torch.eye(mask.ndim + 1))
-        write_volume(folder / f"{name}{suffix}", binary)
+        write_volume(folder / f"shape_{number:03d}{suffix}", binary)
+    return folder
 
 
 def _pseudo_labels(ctx: Any, predictor: Any, cases: Sequence[Case]) -> tuple[Case, ...]:

@@ -90,6 +90,15 @@ def test_both_starts_learn_from_the_same_labels_and_share_one_pretraining(vessel
     assert {result["iterations"] for result in results.values()} == {2}
 
 
+def test_a_shape_prior_may_take_part_in_the_pretraining(vessels: Path, tmp_path: Path) -> None:
+    run("segmentation", "shaped_2", context(vessels, tmp_path, "shaped_2"))
+
+    (folder,) = (tmp_path / "shared").glob("shaped_seed0_*")
+    history = json.loads((folder / "metrics.json").read_text())["history"]
+    assert len(list((tmp_path / "shared" / "vessels_seed0").iterdir())) == 30
+    assert "shape" in history[0]
+
+
 def test_pretraining_sees_no_mask_and_no_held_out_image(vessels: Path, tmp_path: Path) -> None:
     run("segmentation", "pretrained_2", context(vessels, tmp_path, "pretrained_2"))
 
