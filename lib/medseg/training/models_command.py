@@ -31,7 +31,8 @@ def list_models(root: Path, method: str | None, studies: str | None) -> list[str
             shown = f"quality {quality:.4f}" if isinstance(quality, float) else "not validated"
             mark = "*" if version.champion else " "
             what = f"{version.method}  version {version.number}"
-            lines.append(f"{mark} {study}  {what}  {shown}  {version.created}  {version.note}")
+            created = version.created[:16].replace("T", " ") + " UTC"
+            lines.append(f"{mark} {study}  {what}  {shown}  {created}  {version.note}")
     return lines or [f"no model below {root} yet; label images and train"]
 
 

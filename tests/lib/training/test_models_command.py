@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_versions_are_listed_and_one_is_served_again(tmp_path: Path) -> None:
     after = list_models(root, "caml", studies)
 
     assert [line[0] for line in before] == [" ", "*"]
-    assert "caml  version 2  quality 0.6250" in before[1]
+    assert re.search(r"caml  version 2  quality 0\.6250  \d{4}-\d\d-\d\d \d\d:\d\d UTC  ", before[1])
     assert said == f"{study}: caml version 1 is served now"
     assert [line[0] for line in after] == ["*", " "]
 
