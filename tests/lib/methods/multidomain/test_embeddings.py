@@ -1,0 +1,53 @@
+"""The picture of the features, and its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg.cases import Case
+from medseg.methods.multidomain.embeddings import (
+    Embedding,
+    draw_embeddings,
+    embed_cases,
+    nearest_centre_accuracy,
+    principal_components,
+)
+
+
+def clusters(gap: float) -> Embedding:
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(20, 5)) + gap * k for k in range(3)]
+    return Embedding(np.concatenate(rows), tuple(name for name in "abc" for _ in range(20)))
+
+
+def test_domains_that_lie_apart_are_told_apart() -> None:
+    assert nearest_centre_accuracy(clusters(20)) == 1
+    assert nearest_centre_accuracy(clusters(0)) < 0.6
+
+
+def test_components_are_the_directions_of_largest_spread() -> None:
+    rows = np.zeros((10, 4))
+    rows[:, 2] = np.arange(10)
+    rows[:, 0] = 0.1 * (np.arange(10) % 2)
+
+    found = principal_components(rows)
+
+    assert abs(np.corrcoef(found[:, 0], rows[:, 2])[0, 1]) == pytest.approx(1, abs=1e-3)
+    assert found[:, 0].std() > 10 * found[:, 1].std()
+    assert found.mean(axis=0) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_every_scale_of_a_model_is_drawn(make: Any, joints: list[Case]) -> None:
+    method = make()
+    method.network.eval()
+
+    scales = embed_cases(method, joints[::3])
+
+    assert [scale.features.shape for scale in scales] == [(24, 8), (24, 16), (24, 32)]
+    assert set(scales[0].domains) == {"ankle", "knee", "shoulder"}
+    assert len(draw_embeddings(scales, "joints").axes) == 3
+    common = embed_cases(method, joints[::3], "knee")
+    assert common[0].features == pytest.approx(scales[0].features)  # slots are equal before training
