@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PARTS = ("entropy", "distance", "prior_error")
 WORDS = {"entropy": "unsure", "distance": "unlike the training images", "prior_error": "unlikely shape"}
 CASES = 4  # ours: training cases of a domain that tell what is usual
+WIDER = 4  # ours: images that were learnt from vary less than new ones of the same domain
 SLICES = 16  # ours: slices of a volume that are looked at
 
 
@@ -60,15 +61,15 @@ def fit_reference(method: MultiDomain, training: TrainingSet) -> None:
 def score(method: MultiDomain, loaded: Sample) -> Score:
     """Each part beside what is usual in the domain, so that the noisiest domain does not take all requests.
 
-    The value is the mean over the parts of the normal distribution function of (part - mean) / spread: 0.5 is an image
-    like the domain's training images, 1 one that is unlike all of them, whatever the domain.
+    The value is the mean over the parts of the normal distribution function of (part - mean) / (4 spread): 0.5 is an
+    image like the domain's training images, 1 one that is unlike all of them, whatever the domain.
     """
     parts = measure(method, loaded)
     mean, spread = method.network.get_buffer(f"usual_{slot_key(loaded['domain'])}").tolist()
     shares = {}
     for index, part in enumerate(PARTS):
         if part != "prior_error" or method.network.prior is not None:
-            shares[part] = _below((parts[part] - mean[index]) / (4 * spread[index]))
+            shares[part] = _below((parts[part] - mean[index]) / (WIDER * spread[index]))
     worst = max(shares, key=lambda part: shares[part])
     value = sum(shares.values()) / len(shares)
     why = f"{WORDS[worst]} for {loaded['domain']}, {parts[worst]:.2f}"
