@@ -207,7 +207,7 @@ class LocalDiscrimination(PatchMethod):
         if hasattr(self.network, "bank"):
             markup, warnings = landmarks.predict(self, image)
             prediction.markups, prediction.warnings = (markup,), warnings
-        prediction.measurements["retrieval"] = Measurement(100 * self.retrieval(loaded), "%")
+        prediction.measurements["retrieval"] = Measurement(round(100 * self.retrieval(loaded), 2), "%")
         return prediction
 
     @torch.no_grad()
