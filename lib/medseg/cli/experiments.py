@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,13 @@ def bench(
     device: DeviceOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """A method beside its baselines and ablations at equal budget; writes summary.json and report.html."""
+    """A method beside its baselines and ablations at equal budget; writes summary.json and report.html.
+
+    METHOD `session` measures instead how long an annotator waits at each step of a session with a real server.
+    """
+    if method == "session":
+        _bench_session(data, out, set_)
+        return
     from medseg.benchmark.runner import BenchmarkRequest, run_benchmark
 
     request = BenchmarkRequest(
@@ -138,3 +145,14 @@ def simulate(
     )
     run_simulation(request)
     typer.echo(f"{out}/summary.json and {out}/report.html are written")
+
+
+def _bench_session(data: list[Path], out: Path, settings: list[str]) -> None:
+    from medseg.simulation.session import SessionBench, bench_session
+
+    bench = SessionBench(tuple(data), out)
+    summary = bench_session(replace(bench, settings=",".join(settings)) if settings else bench)
+    for name, arm in summary["arms"].items():
+        spread = f"± {arm['sd']:.2f}, median {arm['median']:.2f}, n = {len(arm['values'])}"
+        typer.echo(f"{name:>20}  {arm['mean']:7.2f} s  {spread}")
+    typer.echo(f"{out}/summary.json is written")
