@@ -32,8 +32,8 @@ from medseg.metrics.overlap import overlap_metrics
 from medseg.simulation.annotator import Annotator
 from medseg.simulation.request import SimulationRequest
 from medseg.simulation.roles import Roles
-from medseg.simulation.severity import severity_of, type_severity
 from medseg.simulation.server_process import ServerOptions, ServerProcess, default_app
+from medseg.simulation.severity import severity_of, type_severity
 from medseg.simulation.study import build_study
 from medseg.training.registry import ModelRegistry, Version
 from medseg.transforms.io import read_mask, write_volume

@@ -35,8 +35,8 @@ def test_values_are_read_from_strings() -> None:
 @pytest.mark.parametrize(
     ("conf", "says"),
     [
-        ({"models": "cmal"}, "known models: caml, supervised"),
-        ({"models": " "}, "known models: caml, supervised"),
+        ({"models": "cmal"}, "known models: caml, dram, "),
+        ({"models": " "}, "known models: caml, dram, "),
         ({"label": "a"}, "did you mean labels"),
         ({"lease_minutes": "long"}, "give a number"),
         ({"lease_minutes": "0"}, "positive"),
