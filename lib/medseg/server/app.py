@@ -186,7 +186,9 @@ class MedsegApp(MONAILabelApp):
     def train(self, request: Mapping[str, Any]) -> Any:
         """Train one method."""
         task = self.known(self._trainers, str(request.get("model") or ""), "trainer")
-        return self._job(lambda: task(copy.deepcopy(dict(request)), self.datastore()))
+        # MONAI Label's `POST /train/ {trainer: params}`, which OHIF sends, leaves the trainers' names in the request
+        asked = {key: value for key, value in copy.deepcopy(dict(request)).items() if key not in self._trainers}
+        return self._job(lambda: task(asked, self.datastore()))
 
     def scoring(self, request: Mapping[str, Any], datastore: Any = None) -> Any:
         """Score the unlabelled images with one method."""
