@@ -54,12 +54,18 @@ def check(app_dir: Path, studies: str, conf: Mapping[str, str]) -> None:
     """Find mistakes before the slow start.
 
     Raises:
-        MedsegError: no app, no studies folder, or a bad setting.
+        MedsegError: no app, no studies folder, one that cannot be written, or a bad setting.
     """
     if not (Path(app_dir) / "main.py").is_file():
         raise NotFoundError(f"{app_dir} holds no app (main.py); give the folder apps/medseg")
     if "://" not in studies and not Path(studies).is_dir():
         raise NotFoundError(f"studies folder {studies} does not exist; create it and put images in it")
+    read_only = os.environ.get("MONAI_LABEL_DATASTORE_READ_ONLY", "").lower() in ("true", "1")
+    if "://" not in studies and not read_only and not os.access(studies, os.W_OK):
+        raise MedsegError(
+            f"studies folder {studies} cannot be written, but labels are kept there; give write permission, serve a "
+            "folder of your own with links to the images, or only look: MONAI_LABEL_DATASTORE_READ_ONLY=true"
+        )
     settings = AppSettings.from_conf(conf)
     if settings.device:
         pick_device(settings.device)

@@ -38,11 +38,17 @@ def test_environment_corrects_the_defaults_and_keeps_the_rest() -> None:
     assert (env["HOME"], env["PYTHONPATH"]) == ("/h", "")
 
 
-def test_check_finds_mistakes_before_the_start(tmp_path: Path) -> None:
+def test_check_finds_mistakes_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFoundError, match=r"main\.py"):
         launch.check(tmp_path, str(tmp_path), {})
     with pytest.raises(NotFoundError, match="does not exist"):
         launch.check(APP, str(tmp_path / "none"), {})
+    monkeypatch.setattr(launch.os, "access", lambda path, mode: False)  # root may write anywhere else
+    with pytest.raises(MedsegError, match="cannot be written, but labels are kept there"):
+        launch.check(APP, str(tmp_path), {})
+    monkeypatch.setenv("MONAI_LABEL_DATASTORE_READ_ONLY", "true")
+    launch.check(APP, str(tmp_path), {})
+    monkeypatch.undo()
     with pytest.raises(MedsegError, match="known models"):
         launch.check(APP, str(tmp_path), {"models": "x"})
     launch.check(APP, "https://pacs/dicom-web", {"models": "supervised"})
