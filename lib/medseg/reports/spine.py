@@ -15,7 +15,7 @@ from medseg.reports.style import INK, colour, new_figure, plain_axes
 
 Array = NDArray[np.float64]
 OUTLINE = "#56B4E9"
-END_PLATE = "#FFFFFF"
+END_PLATE = "#00C2A8"
 LARGEST = 11.0
 """Inches of the picture's longer side."""
 

@@ -25,7 +25,7 @@ def test_parts_by_hand() -> None:
     assert found.parts["flip"] == pytest.approx(4 / 58)
     assert found.parts["count"] == pytest.approx(8 / 17)
     assert found.parts["entropy"] == pytest.approx(0, abs=1e-5)
-    assert found.value == pytest.approx((12 / 66 + 0.5 * 4 / 58 + 8 / 17) / 3.5, abs=1e-5)
+    assert found.value == pytest.approx((0.25 * 12 / 66 + 0.25 * 4 / 58 + 2 * 8 / 17) / 3.5, abs=1e-5)
     assert found.why == f"9 vertebrae found instead of 17, score {found.value:.2f}"
 
 
