@@ -126,3 +126,13 @@ def test_a_job_process_ends_with_one_sentence(studies: Path) -> None:
     assert done.returncode == 2
     assert "labelled is 9; this study has 1 labelled images that may train" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_trainers_named_in_a_request_for_all_are_no_settings(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make(studies)
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setitem(app._trainers, "supervised", lambda request, datastore: seen.append(request))
+
+    app.train({"model": "supervised", "supervised": {"iterations": 5}, "caml": {}, "iterations": 5})  # as OHIF sends it
+
+    assert seen == [{"model": "supervised", "iterations": 5}]
