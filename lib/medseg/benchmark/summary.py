@@ -124,7 +124,7 @@ def paired_tests(
         `tested` and, by name of the other arm, `mean` difference with `ci95` (bootstrap over patients), `p` of
         Wilcoxon's signed-rank test, `p_holm` corrected for all of them, `higher` in so many of `patients`.
     """
-    name = tested if tested in arms else next(reversed(arms), None)
+    name = tested if tested in arms else next(reversed(list(arms)), None)
     if name is None or len(arms) < 2:
         return {}
     pairs = {other: _pairs(arms[name], arms[other], patient) for other in arms if other != name}

@@ -439,7 +439,7 @@ class Method(ABC):
         """Acquisition score of one preprocessed case; deterministic."""
 
     def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
-        """Maps on the way to the prediction, for reports: name -> (*grid) in [0, 1] on the network's grid. Default: none.
+        """Maps on the way to the prediction, for reports: name -> (*grid) in [0, 1], on the network's grid.
 
         Called like `predict`.
         """

@@ -105,7 +105,7 @@ class AppSettings:
         return settings
 
     def config(self, method: str, overrides: Mapping[str, Any] | None = None) -> MethodConfig:
-        """The config a method trains with: preset, then its settings for the app, then shared ones, then its own, then `overrides`.
+        """The config a method trains with: preset, its settings for the app, shared ones, its own, then `overrides`.
 
         Raises:
             MedsegError: unknown setting or bad value.
