@@ -66,7 +66,7 @@ def _ranking(
     candidates: Sequence[Candidate], pool: Sequence[str], picks: Sequence[Pick], seed: int, tell: Callable[[Pick], str]
 ) -> list[Scored]:
     chosen = [Scored(pool[p.row], None if np.isinf(p.value) else p.value, tell(p)) for p in picks]
-    names = {scored.id for scored in chosen}
-    rest = [c for c in candidates if c.id not in names]
-    why = "random order" if chosen else NO_FEATURES_WHY
-    return chosen + random_order(rest, seed, why)
+    names, embedded = {scored.id for scored in chosen}, set(pool)
+    rest = [c for c in candidates if c.id in embedded - names]
+    bare = [c for c in candidates if c.id not in embedded]
+    return chosen + random_order(rest, seed, "random order") + random_order(bare, seed, NO_FEATURES_WHY)
