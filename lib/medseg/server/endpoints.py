@@ -139,7 +139,9 @@ def check_arguments(kind: str, arguments: dict[str, Any]) -> None:
             raise MedsegError(f"{key} {value[:80]!r} is no name; use letters, digits, '.', '_' and '-'")
     for key in ("params", "info"):
         if arguments.get(key) is not None:
-            check_body(parse_object(arguments[key], key))
+            body = parse_object(arguments[key], key)
+            # a label's facts may tell the model it was drawn with, as Slicer's do; nothing is opened by that name
+            check_body({k: v for k, v in body.items() if not (kind == "datastore" and k == "model")})
     uploads = [arguments.get("file"), arguments.get("label"), *(arguments.get("files") or [])]
     for upload in uploads:
         if isinstance(upload, UploadFile) and upload.filename:
