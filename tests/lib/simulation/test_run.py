@@ -73,11 +73,11 @@ def test_killed_simulation_leaves_no_server_and_continues_to_a_report(tmp_path: 
     progress = folder / "out" / "supervised-0" / "progress.json"
     first = subprocess.Popen([sys.executable, "-c", SCRIPT, folder / "data", folder / "out"], env=dict(os.environ))
     try:
-        wait_for(lambda: read_json(progress, default={}).get("present", {}).get("chosen"), 120)
+        wait_for(lambda: read_json(progress, default={}).get("present", {}).get("chosen"), 300)
     finally:
         first.send_signal(signal.SIGKILL)  # in the middle of round 1
         first.wait()
-    wait_for(lambda: not servers_of(folder), 30)
+    wait_for(lambda: not servers_of(folder), 60)
     before = read_json(progress)
 
     summary = run_simulation(make_request(folder))
