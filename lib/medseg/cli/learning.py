@@ -132,7 +132,9 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a PNG that shows the mask on the image.")] = False,
     domain: Annotated[
         str | None,
-        typer.Option("--domain", help="Imaging domain of the images, for models of several.", show_default="recognised"),
+        typer.Option(
+            "--domain", help="Imaging domain of the images, for models of several.", show_default="recognised"
+        ),
     ] = None,
     device: DeviceOption = None,
 ) -> None:
