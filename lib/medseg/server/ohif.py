@@ -24,6 +24,12 @@ ROOT = Path(upstream.__file__).resolve().parent / "static" / "ohif"
 SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 FOREIGN_LINKS = re.compile(r"""<link[^>]*href="https?://[^>]*>|@import\s+(?:url\()?["']?https?://[^;]*;""")
 
+STRATEGY = (
+    ("onChange: this.onChangeStrategy,", "onChange: event => this.setState({strategy: event.target.value}),"),
+    ("strategy: 'random',", "strategy: Object.keys(props.info?.data?.strategies ?? {})[0] ?? 'random',"),
+)
+"""The panel's choice of a strategy calls nothing, and random is asked for whatever is chosen."""
+
 MODE_PANELS = "rightPanels: [monailabel.monaiLabel]"
 MODE_BUTTONS = "// toolbarService.addButtons(segmentationButtons);"
 BUTTONS = re.compile(r"const segmentationButtons_toolbarButtons = (\[.*?\n\}\]);\n", re.DOTALL)
@@ -37,7 +43,7 @@ SAY_SO = (
 )
 """In this mode the panel's export reaches the command that stores without the archive to store in."""
 DAY = 86400
-LARGEST_MODE = 100_000  # bytes; the bundles of modes are small
+LARGEST_MODE = 200_000  # bytes; the bundles that are looked into are smaller
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +83,18 @@ def patched(file: Path) -> str | None:
     if file.suffix != ".js" or file.stat().st_size > LARGEST_MODE:
         return None
     text = file.read_text(encoding="utf-8")
+    if STRATEGY[0][0] in text:
+        return with_choice_of_strategy(text)
     if STORE.search(text):
         return with_archive_to_store_in(text)
     return with_segmentation_panel(text) if MODE_PANELS in text else None
+
+
+def with_choice_of_strategy(panel: str) -> str:
+    """The panel with a choice that counts, and the server's first strategy to begin with."""
+    for wrong, right in STRATEGY:
+        panel = panel.replace(wrong, right)
+    return panel
 
 
 def with_archive_to_store_in(commands: str) -> str:

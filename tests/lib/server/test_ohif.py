@@ -12,6 +12,7 @@ from medseg.server.ohif import (
     ROOT,
     SAY_SO,
     STORE,
+    STRATEGY,
     file_of,
     ohif_router,
     with_segmentation_panel,
@@ -55,6 +56,14 @@ def test_the_segmentation_panel_and_its_brushes_stand_beside_monai_labels(client
     assert "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool]" in text
     assert "toolbarService.addButtons([{\n  id: 'BrushTools'" in text
     assert MODE_BUTTONS not in text
+
+
+def test_the_strategy_can_be_chosen(client: TestClient) -> None:
+    (panel,) = [f for f in ROOT.glob("*.js") if STRATEGY[0][0] in f.read_text(encoding="utf-8")]
+
+    text = client.get(f"/ohif/{panel.name}").text
+
+    assert all(text.count(right) == 1 and wrong not in text for wrong, right in STRATEGY)
 
 
 def test_export_stores_in_the_viewers_archive(client: TestClient) -> None:
