@@ -86,15 +86,15 @@ def _session(annotator: Annotator, cases: dict[str, Case], repeats: int, seconds
 
 
 def _ask_meanwhile(annotator: Annotator, image: str, repeats: int, seconds: list[float]) -> None:
-    """Ask for `/info/` while predictions run."""
+    """Ask for `/info/` while predictions run: once at the start of each, which may be short, then again and again."""
     for _ in range(repeats):
         worker = threading.Thread(target=annotator.pre_annotation, args=(image,))
         worker.start()
-        time.sleep(INFO_EVERY)  # the prediction is under way
-        while worker.is_alive():
+        while True:
             _timed(seconds, lambda: requests.get(f"{annotator.server.url}/info/", timeout=120).raise_for_status())
-            time.sleep(INFO_EVERY)
-        worker.join()
+            worker.join(INFO_EVERY)
+            if not worker.is_alive():
+                break
 
 
 def _timed(seconds: list[float], call: Callable[[], Any]) -> Any:
