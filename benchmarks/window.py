@@ -15,7 +15,8 @@ import torch
 from medseg.cases import Case
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
-from medseg.training.device import peak_memory_mb, pick_device
+from medseg.networks.measure import peak_mb
+from medseg.training.device import pick_device
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
         "overlap": method.config.overlap,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores",
         "seconds": seconds,
-        "peak_memory_mb": round(peak_memory_mb(device)),
+        "peak_memory_mb": round(peak_mb(device)),
     }
     print(json.dumps(result))
 

@@ -27,7 +27,8 @@ from medseg.inference.evaluation import evaluate
 from medseg.inference.model_folder import load_model
 from medseg.methods import method_class
 from medseg.methods.base import Arm, MethodConfig
-from medseg.training.device import peak_memory_mb, pick_device
+from medseg.networks.measure import peak_mb
+from medseg.training.device import pick_device
 from medseg.training.processes import alive
 from medseg.training.run import TrainingJob, explain, train
 
@@ -185,7 +186,7 @@ def _call_arm(trial: Trial, arm: Arm, config: MethodConfig) -> dict[str, Any]:
         "missed": int(sum(values.get("missed", 0) for values in cases.values())),
         "iterations": result.iterations,
         "seconds": seconds,
-        "peak_memory_mb": peak if peak is not None else peak_memory_mb(pick_device(trial.device)),
+        "peak_memory_mb": peak if peak is not None else peak_mb(pick_device(trial.device)),
         "skipped": [],
         "history": [],
         "extra": dict(result.extra),

@@ -93,7 +93,7 @@ class PatchMethod(Method):
         A patch longer than the image is cut to the next multiple of 8; a 2D image gets a square of a 3D patch's size.
         """
         assert isinstance(config, PatchConfig)
-        image = to_canonical(_first_readable(cases))
+        image = to_canonical(first_readable(cases))
         dimension = config.dimension or image.ndim - 1
         if dimension != image.ndim - 1:
             raise MedsegError(f"dimension = {dimension}, but the images have {image.ndim - 1} axes")
@@ -327,7 +327,8 @@ def automatic_scale(voxels: int, dimension: int) -> float:
     return scale
 
 
-def _first_readable(cases: Sequence[Case]) -> MetaTensor:
+def first_readable(cases: Sequence[Case]) -> MetaTensor:
+    """The first image that can be read; with none, the error of the first file."""
     errors: list[MedsegError] = []
     for case in cases:
         try:

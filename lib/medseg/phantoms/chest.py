@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter, zoom
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from medseg.errors import MedsegError
+from medseg.phantoms.noise import smooth_noise
 
 AIR, LUNG, TISSUE, LESION = -1000.0, -850.0, 40.0, -350.0  # HU
 LABELS = {"lung": 1, "lesion": 2}
 REGIONS = 6
+TEXTURE = (7, 7, 5)  # bumps of the lesions' field along each axis
 
 
 class Chest(NamedTuple):
@@ -72,7 +74,7 @@ def make_chest(
     image[regions > 0] = LUNG
     bright = (_vessels(rng, frame) | _spots(rng, frame, distractors)) & (regions > 0) & ~lesion
     image[bright] = LESION + 100 * rng.normal()
-    image[lesion] = LESION + 60 * _smooth_noise(rng, tuple(shape))[lesion]
+    image[lesion] = LESION + 60 * smooth_noise(rng, shape, TEXTURE)[lesion]
     image = gaussian_filter(image, (0.6, 0.6, 0.3)) + noise * rng.normal(size=tuple(shape))
     mask = np.where(lesion, 2, np.where(regions > 0, 1, 0)).astype(np.uint8)
     affine = np.diag([*map(float, spacing), 1.0])
@@ -107,21 +109,13 @@ def _lesions(rng: np.random.Generator, regions: NDArray[np.uint8], percent: NDAr
     The field falls off from the pleura inwards, as ground glass does.
     """
     depth = np.stack([distance_transform_edt(plane) for plane in np.moveaxis(regions > 0, 2, 0)], axis=2)
-    field = _smooth_noise(rng, regions.shape) - 1.5 * depth / max(depth.max(), 1.0)
+    field = smooth_noise(rng, regions.shape, TEXTURE) - 1.5 * depth / max(depth.max(), 1.0)
     lesion = np.zeros(regions.shape, bool)
     for index, value in enumerate(percent, start=1):
         voxels = np.flatnonzero(regions == index)
         count = round(len(voxels) * value / 100)
         lesion.flat[voxels[np.argsort(-field.flat[voxels], kind="stable")[:count]]] = True
     return lesion
-
-
-def _smooth_noise(rng: np.random.Generator, shape: Sequence[int]) -> NDArray[np.float64]:
-    coarse = rng.normal(size=(7, 7, 5))
-    field = zoom(
-        coarse, [n / c for n, c in zip(shape, coarse.shape, strict=True)], order=3, mode="nearest", grid_mode=True
-    )
-    return np.asarray((field - field.mean()) / field.std())
 
 
 def _vessels(rng: np.random.Generator, frame: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from medseg.errors import MedsegError
+from medseg.phantoms.noise import smooth_noise
 
 ORGANS = ("atrium", "ventricle", "aorta")
 CENTRES = np.array([[0.03, 0.11, 0.06], [0.06, -0.26, -0.16], [-0.34, 0.06, 0.05]])  # share of the field of view
@@ -106,10 +107,7 @@ def _frame(shape: Sequence[int], spacing: Sequence[float], affine: Array) -> Arr
 
 
 def _smooth_noise(rng: np.random.Generator, shape: Sequence[int], cells: int) -> Array:
-    """(*grid) smooth random field with about `cells` bumps along each axis, mean 0, deviation 1."""
-    coarse = rng.normal(size=(cells,) * len(shape))
-    field = zoom(coarse, [n / cells for n in shape], order=3, mode="nearest", grid_mode=True)
-    return (field - field.mean()) / field.std()
+    return smooth_noise(rng, shape, (cells,) * len(shape))
 
 
 def _ellipsoid(frame: Array, centre: Array, radii: Array, turn: float) -> Array:

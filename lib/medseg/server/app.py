@@ -27,7 +27,7 @@ from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
 from medseg.server.tasks.clicks import ClickInfer
-from medseg.server.tasks.infer import MarkupInfer, MedsegInfer
+from medseg.server.tasks.infer import MarkupInfer, MedsegInfer, is_true
 from medseg.server.tasks.next_step import next_step
 from medseg.server.tasks.scoring import MedsegScoring
 from medseg.server.tasks.strategy import MedsegStrategy, make_strategies
@@ -172,7 +172,7 @@ class MedsegApp(MONAILabelApp):
         asked["image"] = image if uploaded else str(self.study.image(image))
         file, result = task(asked)
         saved = None
-        if file and not uploaded and _true(asked.get("save_label")):
+        if file and not uploaded and is_true(asked.get("save_label")):
             tag = asked.get("label_tag") or "original"
             info = {"model": name, "params": result, "client_id": str(asked.get("client_id") or "")}
             saved = datastore.save_label(image, file, tag, info)
@@ -282,7 +282,3 @@ def correct_monai_settings() -> None:
     programs = str(Path(sys.executable).parent)  # dcmqi's programs; without them a DICOMweb start downloads its own
     if programs not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
-
-
-def _true(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes", "on")

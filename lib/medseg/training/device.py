@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -37,13 +36,6 @@ def pick_device(wanted: str | None) -> torch.device:
             raise MedsegError(f"device {name!r} does not exist; this machine has {torch.cuda.device_count()} GPUs")
         return torch.device("cuda", index)
     return device
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's tensors, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextlib.contextmanager

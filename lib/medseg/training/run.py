@@ -33,10 +33,11 @@ from medseg.inference.model_folder import describe, save_model
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
 from medseg.methods.base import Batch, Method, MethodConfig, StepOutput, TrainingSet
+from medseg.networks.measure import peak_mb
 from medseg.networks.precision import amp_dtype, autocast
 from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from medseg.training.data import CaseCache, IterationDataset, iteration_loader, readable
-from medseg.training.device import peak_memory_mb, pick_device, process_group
+from medseg.training.device import pick_device, process_group
 from medseg.training.initial import load_initial
 from medseg.training.processes import alive, stop_signals
 from medseg.training.progress import Progress
@@ -423,7 +424,7 @@ class Run:
         self.method.network.train()
 
     def _conclude(self, seconds: float) -> dict[str, Any]:
-        peak = peak_memory_mb(self.device)
+        peak = peak_mb(self.device)
         evaluation = self._validate(self.method.config.iterations)
         metrics = {
             "method": self.job.method,

@@ -8,7 +8,6 @@ in both arms, so that the difference is the bank and the correlation alone.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import torch
 from medseg.methods import method_class
 from medseg.methods.base import Batch, StepOutput
 from medseg.methods.caml.config import CAMLConfig
+from medseg.networks.measure import forget_peak, peak_mb, wait
 from medseg.networks.precision import autocast
 
 PATCHES = {"cuda": (112, 112, 80), "cpu": (56, 56, 40)}  # CAML card sec. 5; half of it where no GPU is at hand
@@ -161,18 +161,18 @@ def _measure(context: TimingContext, method: Any, step: Step) -> dict[str, Any]:
     device = torch.device(context.device)
     warm_up, most = STEPS[device.type]
     optimizer = method.optimizer()
-    _forget_peak(device)
+    forget_peak(device)
     seconds: list[float] = []
     for number in range(warm_up + max(1, min(most, context.iterations))):
         batch = _batch(method.config, device, number)
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with autocast(method.config.amp, device):
             loss = step(batch, method.config.iterations).loss
         loss.backward()
         optimizer.step()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - began)
     measured = seconds[warm_up:]
     return {
@@ -181,32 +181,5 @@ def _measure(context: TimingContext, method: Any, step: Step) -> dict[str, Any]:
         "cases": {f"step_{i + 1}": {METRIC: value} for i, value in enumerate(measured)},
         "iterations": len(measured),
         "seconds": sum(seconds),
-        "peak_memory_mb": _peak_mb(device),
+        "peak_memory_mb": peak_mb(device),
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    """Start a new maximum; on Linux also that of the process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # then the peak is that of the whole process so far
-
-
-def _peak_mb(device: torch.device) -> float:
-    """Peak memory: tensors on a GPU, the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from medseg.networks.crf import WindowedCRF
+from medseg.networks.measure import wait
 
 SIZES = (32, 48, 64, 80, 96)
 NAIVE = 16
@@ -53,12 +54,12 @@ def measure(size: int, field: Callable[..., torch.Tensor], device: torch.device)
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = field(unary, image).square().mean()
         loss.backward()
-        _wait(device)
+        wait(device)
         best, kept = min(best, time.perf_counter() - started), sum(seen.values()) / 1e6
     return best, kept
 
@@ -90,8 +91,3 @@ def _named(size: int, seconds: float, memory: float) -> dict[str, float]:
         f"memory_mb_{size}": round(memory, 1),
         f"microseconds_per_voxel_{size}": round(1e6 * seconds / size**3, 3),
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

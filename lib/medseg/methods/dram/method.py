@@ -38,9 +38,9 @@ from medseg.methods.dram.pseudo import freeze_pseudo_labels
 from medseg.methods.dram.reading import Reading, read_volume, stage_layers
 from medseg.methods.dram.scoring import acquisition_score
 from medseg.methods.dram.steps import Objective
+from medseg.methods.patches import first_readable
 from medseg.networks.crf import WindowedCRF
 from medseg.transforms.grid import to_canonical
-from medseg.transforms.io import read_image
 from medseg.weak import WeakLabels
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class DRAM(Method):
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
         """Window and scale from the first readable image."""
         assert isinstance(config, DRAMConfig)
-        image = to_canonical(_first_readable(cases))
+        image = to_canonical(first_readable(cases))
         if image.ndim != 4:
             raise MedsegError(f"dRAM needs CT volumes, but the first image has {image.ndim - 1} axes")
         window = config.window or guess_window(image)
@@ -263,13 +263,3 @@ class DRAM(Method):
 
 def _says_extents(case: Case) -> bool:
     return case.weak is not None and bool(case.weak.extent or case.weak.scores)
-
-
-def _first_readable(cases: Sequence[Case]) -> MetaTensor:
-    errors: list[MedsegError] = []
-    for case in cases:
-        try:
-            return read_image(case.image)
-        except MedsegError as error:  # a damaged first file must not stop a run that has others
-            errors.append(error)
-    raise errors[0] if errors else MedsegError("there is no image to learn from")

@@ -9,15 +9,12 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from medseg.cases import Case
 from medseg.domains import Domain
-from medseg.errors import MedsegError
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.crops import crop, fitted_centre
 from medseg.methods.multidomain.registry import MULTIPLE, working_spacing
 from medseg.methods.patches import normalise
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
-from medseg.transforms.io import read_image
 
 LONG = 64  # ours: longer patches are shown to the classifier at half resolution
 
@@ -109,15 +106,6 @@ def fitted_patch(config: MultiDomainConfig) -> tuple[int, ...]:
     if len(config.patch) < axes:
         return (*config.patch, *(config.patch[-1],) * (axes - len(config.patch)))
     return config.patch[:axes]
-
-
-def first_image(cases: Sequence[Case]) -> MetaTensor:
-    for case in cases:
-        try:
-            return read_image(case.image)
-        except MedsegError:
-            continue  # a damaged first file must not stop a run that has others
-    raise MedsegError("there is no readable image to learn from")
 
 
 def _halves(missing: int) -> tuple[int, int]:

@@ -44,7 +44,6 @@ from medseg.methods.multidomain.crops import (
 from medseg.methods.multidomain.images import (
     axis_last,
     cut_views,
-    first_image,
     fitted_patch,
     pad_slices,
     prepare,
@@ -56,7 +55,7 @@ from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
 from medseg.methods.multidomain.registry import build_registry, slice_axis
 from medseg.methods.multidomain.terms import Regularisers
-from medseg.methods.patches import PatchMethod, normalised_entropy
+from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy
 from medseg.transforms.grid import resize, spacing_of, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
@@ -96,7 +95,7 @@ class MultiDomain(PatchMethod):
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
         """Find the domains of the cases, after those of a model that the run starts from."""
         assert isinstance(config, MultiDomainConfig)
-        readable = first_image(cases)
+        readable = first_readable(cases)
         fitted = config.with_overrides(
             {"dimension": config.dimension or readable.ndim - 1, "channels": config.channels or readable.shape[0]}
         )

@@ -155,7 +155,7 @@ class MedsegInfer(InferTask):
         predicted = time.perf_counter()
         file = self._write(prediction, case, request)
         result = self._result(prediction, loaded, request.get("image_id"))
-        if _true(request.get("uncertainty")) and prediction.uncertainty is not None:
+        if is_true(request.get("uncertainty")) and prediction.uncertainty is not None:
             result["uncertainty"] = self._keep_uncertainty(prediction.uncertainty, case.id)
         ended = time.perf_counter()
         latencies = {"load": ready - started, "infer": predicted - ready, "write": ended - predicted}
@@ -283,7 +283,8 @@ def _choice(asked: Any, known: tuple[str, ...], name: str) -> str | None:
     return asked or None
 
 
-def _true(value: Any) -> bool:
+def is_true(value: Any) -> bool:
+    """What a request says with `true`, `1`, `"yes"` or a list that begins so (a form's way)."""
     if isinstance(value, list | tuple):
         value = value[0] if value else False
     return str(value).lower() in ("true", "1", "yes", "on")
