@@ -61,14 +61,14 @@ class Journal:
         """Entries from a byte offset on, and the offset to read on from.
 
         A last line without its end (the writer was killed, or is still writing) is left for the next call; a line that
-        is no JSON is skipped with a warning.
+        is no JSON is skipped with a warning. A missing file has nothing new, whatever was read of it before.
         """
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
                 content = file.read()
         except FileNotFoundError:
-            return [], 0
+            return [], offset
         whole = content[: content.rfind(b"\n") + 1]
         entries = [entry for line in whole.splitlines() if (entry := self._parse(line)) is not None]
         return entries, offset + len(whole)

@@ -86,13 +86,13 @@ class StudyStore:
                 changed = self._journal.size() != self._offset and self._catch_up()
                 if changed or (self._auto_reload and self._files_changed()):
                     self._look()
-            if self._writers or self.read_only or not self._unregistered:
+            if self._writers or self.read_only or not (self._unregistered or self._journal_lost()):
                 return self._snapshot
         try:
-            with self.writing(READER_WAITS):
+            with self.writing(READER_WAITS):  # which replaces a lost journal
                 self.register_new_files()
         except ConflictError as error:
-            logger.warning("new files in %s are registered later: %s", self.folders.root, error)
+            logger.warning("what is new in %s is registered later: %s", self.folders.root, error)
         return self._snapshot
 
     @contextmanager
@@ -108,7 +108,8 @@ class StudyStore:
             self._writers += 1
             try:
                 if self._writers == 1:
-                    self._replace_lost_journal()
+                    if self._journal_lost():
+                        self._replace_journal()
                     if self._catch_up() or self._files_changed():
                         self._look()
                 yield
@@ -176,14 +177,18 @@ class StudyStore:
     def _files_changed(self) -> bool:
         return self.folders.stamp() != self._stamp
 
-    def _replace_lost_journal(self) -> None:
-        """Write everything known into a new journal, where somebody deleted it under the running server."""
-        if self._journal.size() >= self._offset:
-            return
+    def _journal_lost(self) -> bool:
+        """Whether somebody deleted or cut the journal under this process, which has read more than there is."""
+        return self._journal.size() < self._offset
+
+    def _replace_journal(self) -> None:
+        """Write everything known into the journal; the index must not count bytes of the lost one."""
         logger.warning("%s was lost and is written anew", self._journal.path)
-        everything = IndexState().changes_towards(self._state)
+        self._journal.append(IndexState().changes_towards(self._state))
         self._state, self._offset = IndexState(), 0
-        self._journal.append(everything)
+        self._catch_up()
+        self._look()
+        write_index(self.folders.index, self._snapshot.model, self._state.records, self._offset)
 
     def _look(self, scan: Scan | None = None) -> None:
         """Renew the snapshot, listing the files where no fresh `scan` is at hand."""

@@ -176,6 +176,36 @@ def test_a_lost_journal_is_written_anew(root: Path) -> None:
     assert _infos(_open(root)) == {"a": {"x": 1}, "b": {"y": 2, "z": 3}}
 
 
+@pytest.mark.parametrize("then", ["nothing", "another write"])
+def test_a_reader_that_meets_a_lost_journal_first_writes_it_anew(root: Path, then: str) -> None:
+    store = _open(root)
+    _set(store, "a", weak={"domain": "mr"})
+    _touch(root, "labels/final/a.nii.gz")
+    with store.writing():
+        store.commit(make_entry("label_saved", image="a", tag="final", ext=".nii.gz", info={"author": "anna"}))
+    (root / ".medseg" / "journal.jsonl").unlink()
+    assert _infos(store)["a"] == {"weak": {"domain": "mr"}}
+    if then == "another write":
+        _set(store, "b", y=2)
+    (root / "datastore_v2.json").unlink()
+    again = _open(root)
+    assert _infos(again) == {"a": {"weak": {"domain": "mr"}}, "b": {"y": 2} if then == "another write" else {}}
+    assert again.snapshot().model.objects["a"].labels["final"].info["author"] == "anna"
+
+
+def test_an_index_counts_the_bytes_of_the_journal_that_replaced_a_lost_one(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = _open(root)
+    for number in range(20):
+        _set(store, "a", x=number)
+    (root / ".medseg" / "journal.jsonl").write_bytes(b"")
+    store.snapshot()
+    _set(_open(root), "b", y=2)
+    assert _infos(_open(root)) == {"a": {"x": 19}, "b": {"y": 2}}
+    assert "damaged line" not in caplog.text
+
+
 def test_files_that_are_away_for_a_while_keep_what_is_known_of_them(root: Path, tmp_path: Path) -> None:
     store = _open(root)
     _set(store, "a", weak={"domain": "mr"})
