@@ -19,6 +19,9 @@ from medseg.cases import image_suffix
 from medseg.errors import UnusableInputError
 from medseg.transforms.io import PICTURES, read_image
 
+HIGHEST_VALUE = 65535
+"""Of a value in a file: 16 bits, as label maps have them; a client may give a name to each (the app counts its own)."""
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -52,12 +55,13 @@ def read_label(path: Path, channels: int = 0) -> LabelMap:
         channels: number of labels, where it is known; tells whether the first channel of a one-hot file is background.
 
     Raises:
-        UnusableInputError: damaged, fractional or negative values, or channels that are no label map.
+        UnusableInputError: damaged, values that are fractional, negative or above `HIGHEST_VALUE`, or channels that are
+            no label map.
     """
     path = Path(path)
     image = read_image(path)
     values = image.as_tensor()
-    _require_whole(values, path)
+    _require_numbers(values, path)
     segments, overlap = _segments(path), 0
     if segments:
         mask, overlap = _from_segments(values, segments, path)
@@ -99,7 +103,7 @@ def image_grid(path: Path) -> MetaTensor:
     return MetaTensor(torch.zeros(1).expand(1, *shape), affine=torch.from_numpy(affine))
 
 
-def _require_whole(values: torch.Tensor, path: Path) -> None:
+def _require_numbers(values: torch.Tensor, path: Path) -> None:
     fractional = values != values.round()
     if fractional.any():
         example = float(values[fractional][0])
@@ -110,6 +114,11 @@ def _require_whole(values: torch.Tensor, path: Path) -> None:
     if values.min() < 0:
         raise UnusableInputError(
             f"label {path.name} holds the negative value {float(values.min()):g}; labels start at 0"
+        )
+    if values.max() > HIGHEST_VALUE:
+        raise UnusableInputError(
+            f"label {path.name} holds the value {float(values.max()):.10g}, but label values end at {HIGHEST_VALUE}; "
+            "save a label map, not an image"
         )
 
 

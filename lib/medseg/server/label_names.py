@@ -110,7 +110,7 @@ class LabelRegistry:
     def name_of(self, value: int) -> str | None:
         """The name with this index, or `label_<value>`."""
         known = next((name for name, index in self.labels().items() if index == value), None)
-        return known or (f"label_{value}" if value <= MAX_LABELS else None)
+        return known or (f"label_{value}" if 1 <= value <= MAX_LABELS else None)
 
     def resolve(self, names: Sequence[str]) -> dict[str, int]:
         """The index of each name, registering new ones; 0 for the background.

@@ -7,12 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from filelock import FileLock
 from monai.data import MetaTensor
 from PIL import Image
 
 from medseg.errors import UnusableInputError
 from medseg.server.label_contract import CheckedLabel, check_label, label_suffix_for
-from medseg.server.label_names import FixedLabels
+from medseg.server.label_names import FixedLabels, LabelRegistry
 from medseg.transforms.io import LPS_TO_RAS, read_image, read_mask, write_volume
 
 SHAPE = (8, 9, 7)
@@ -301,6 +302,25 @@ def test_damaged_labels_and_images_are_named(tmp_path: Path, image: Path, mask: 
     (tmp_path / "noise.nii.gz").write_bytes(b"no image at all")
     with pytest.raises(UnusableInputError, match=r"noise\.nii\.gz"):
         _check(label, tmp_path / "noise.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "words"), [(3e9, "value 3000000000, but label values end at 65535"), (300, "300")])
+def test_values_far_above_any_label_are_refused_and_register_nothing(
+    tmp_path: Path, image: Path, mask: np.ndarray, write_nifti: Any, value: float, words: str
+) -> None:
+    label = write_nifti(tmp_path / "l.nii.gz", np.where(mask == 3, value, mask).astype(np.float64))
+    registry = LabelRegistry(tmp_path, FileLock(tmp_path / "lock"))
+    with pytest.raises(UnusableInputError, match=words):
+        check_label(label, image, {}, registry)
+    assert registry.labels() == {}
+
+
+def test_a_named_value_above_the_apps_numbers_is_mapped(
+    tmp_path: Path, image: Path, mask: np.ndarray, write_nifti: Any
+) -> None:
+    label = write_nifti(tmp_path / "l.nii.gz", np.where(mask == 3, 2035, 0).astype(np.int16))
+    checked = _check(label, image, {"label_names": {"kidney": 2035}})
+    np.testing.assert_array_equal(_array(checked), np.where(mask == 3, 3, 0))
 
 
 def test_region_masks_keep_their_values(tmp_path: Path, image: Path, write_nifti: Any) -> None:

@@ -39,7 +39,7 @@ def test_values_without_a_name_keep_their_number(registry: LabelRegistry) -> Non
     assert registry.name_of(2) == "label_2"
     assert registry.resolve(["label_2"]) == {"label_2": 2}
     assert registry.labels() == {"label_1": 1, "label_2": 2}
-    assert registry.name_of(256) is None
+    assert registry.name_of(256) is registry.name_of(-1) is registry.name_of(0) is None
 
 
 @pytest.mark.parametrize("content", ["", '{"liver": 1, "sp', "[]", '{"liver": 2}', '{"liver": "x"}'])
