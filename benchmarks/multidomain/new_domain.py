@@ -36,8 +36,8 @@ def main() -> None:
     asked = parser.parse_args()
     config = build_config("multidomain", asked.preset, typed={"iterations": asked.iterations})
     cases, labels = name_labels([asked.data], load_cases(asked.data, config.patient_pattern), MultiDomain)
-    domain = assign_domains(cases)
-    [split] = split_cases(cases, 9, 9, 1, MultiDomain)
+    domain = assign_domains(cases, config.domain_pattern)
+    [split] = split_cases(cases, 9, 9, 1, MultiDomain, domain)
     labelled = [case for case in split.training if case.label is not None]
     old = [case for case in labelled if domain[case.id] != asked.add]
     new = [case for case in labelled if domain[case.id] == asked.add][: asked.labelled]

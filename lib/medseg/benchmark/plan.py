@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +50,9 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     group_name, group, arms = choose_arms(kind, request)
     common = build_config(request.method, request.preset, typed=request.settings)
     cases, found = name_labels(request.data, load_cases(request.data, common.patient_pattern), kind)
-    folds = split_cases(cases, request.labelled, _feasible(request, cases), request.folds or 1, kind)
+    groups = kind.group_cases(cases, common)
+    wanted = _feasible(request, cases, groups)
+    folds = split_cases(cases, request.labelled, wanted, request.folds or 1, kind, groups)
     labels, device = kind.fit_labels(found), str(pick_device(request.device))
     request = replace(request, jobs=request.jobs or _jobs(group, device))
     trials = [
@@ -85,13 +87,13 @@ def _jobs(group: ArmGroup, device: str) -> int:
     return 1 if group.timed or device != "cpu" else os.cpu_count() or 1
 
 
-def _feasible(request: BenchmarkRequest, cases: Sequence[Case]) -> int | float:
+def _feasible(request: BenchmarkRequest, cases: Sequence[Case], groups: Mapping[str, str]) -> int | float:
     """The asked-for number of held-out cases; the preset's is lowered for a data set that is too small for it."""
     if request.held_out is not None:
         return request.held_out
     wanted = find_preset(request.method, request.preset).held_out
     masked = [case for case in cases if method_class(request.method).is_labelled(case)]
-    first = {case.patient for case in first_cases(masked, request.labelled or 0, method_class(request.method))}
+    first = {case.patient for case in first_cases(masked, request.labelled or 0, groups)}
     free = sum(case.patient not in first for case in masked)
     if isinstance(wanted, int) and (wanted > free or wanted == len(masked)) and free > 1:
         log.warning("the preset holds out %d cases, but only %d are free; %d are held out", wanted, free, free // 2)

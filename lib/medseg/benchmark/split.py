@@ -36,6 +36,7 @@ def split_cases(
     held_out: int | float,
     folds: int = 1,
     kind: type[Method] = Method,
+    groups: Mapping[str, str] | None = None,
 ) -> list[BenchmarkSplit]:
     """Split by patient.
 
@@ -47,37 +48,39 @@ def split_cases(
             the first `labelled`.
         folds: more than 1: patients that are labelled are dealt out, every fold reports on its own and learns from the
             others.
-        kind: tells which cases are labelled and what group they are in, and hides labels.
+        kind: tells which cases are labelled, and hides labels.
+        groups: case id -> group, as `kind.group_cases` tells it of all cases with the settings of the run; None: with
+            the default settings.
 
     Raises:
         MedsegError: the cases do not suffice; says how many there are.
     """
+    groups = kind.group_cases(cases) if groups is None else groups
     masked = [case for case in cases if kind.is_labelled(case)]
     if labelled is not None and not 1 <= labelled <= len(masked):
         raise MedsegError(f"--labelled {labelled} is outside 1..{len(masked)}, the number of labelled cases")
     if folds == 1:
-        reserved = {case.patient for case in first_cases(masked, labelled or 0, kind)}
-        return [_fold(cases, labelled, _held_out_patients(masked, reserved, held_out, kind), kind)]
-    patients = [patient for group in _patients(masked, kind).values() for patient in group]
+        reserved = {case.patient for case in first_cases(masked, labelled or 0, groups)}
+        return [_fold(cases, labelled, _held_out_patients(masked, reserved, held_out, groups), kind, groups)]
+    patients = [patient for group in _patients(masked, groups).values() for patient in group]
     if not 1 < folds <= len(patients):
         raise MedsegError(f"{folds} folds are outside 1..{len(patients)}, the number of patients that are labelled")
-    return [_fold(cases, labelled, set(patients[fold::folds]), kind) for fold in range(folds)]
+    return [_fold(cases, labelled, set(patients[fold::folds]), kind, groups) for fold in range(folds)]
 
 
-def _groups(cases: Sequence[Case], kind: type[Method]) -> dict[str, list[Case]]:
+def _grouped(cases: Sequence[Case], groups: Mapping[str, str]) -> dict[str, list[Case]]:
     """Cases by group, both in list order."""
-    names = kind.group_cases(cases)
-    groups: dict[str, list[Case]] = {}
+    found: dict[str, list[Case]] = {}
     for case in cases:
-        groups.setdefault(names[case.id], []).append(case)
-    return groups
+        found.setdefault(groups[case.id], []).append(case)
+    return found
 
 
-def _patients(cases: Sequence[Case], kind: type[Method]) -> dict[str, list[str]]:
+def _patients(cases: Sequence[Case], groups: Mapping[str, str]) -> dict[str, list[str]]:
     """Patients by group in the order of their hash; one of several groups counts in the first."""
     seen: set[str] = set()
     found = {}
-    for name, group in _groups(cases, kind).items():
+    for name, group in _grouped(cases, groups).items():
         found[name] = sorted({case.patient for case in group} - seen, key=stable_hash)
         seen.update(found[name])
     return found
@@ -89,13 +92,13 @@ def _in_turn(groups: Mapping[str, Sequence[Item]]) -> list[Item]:
     return [item for items in rounds for item in items if item is not None]
 
 
-def first_cases(masked: Sequence[Case], count: int | None, kind: type[Method]) -> list[Case]:
+def first_cases(masked: Sequence[Case], count: int | None, groups: Mapping[str, str]) -> list[Case]:
     """The first so many cases, in turn from every group; None: all."""
-    return _in_turn(_groups(masked, kind))[:count]
+    return _in_turn(_grouped(masked, groups))[:count]
 
 
 def _held_out_patients(
-    masked: Sequence[Case], reserved: set[str], held_out: int | float, kind: type[Method]
+    masked: Sequence[Case], reserved: set[str], held_out: int | float, groups: Mapping[str, str]
 ) -> set[str]:
     wanted = held_out if isinstance(held_out, int) else max(1, round(held_out * len(masked)))
     free = [case for case in masked if case.patient not in reserved]
@@ -105,12 +108,12 @@ def _held_out_patients(
             f"{len(masked) - len(free)} belong to patients that train; lower --labelled or the held-out number, "
             "or add cases with masks"
         )
-    groups = _groups(free, kind)
-    queues = {group: list(patients) for group, patients in _patients(free, kind).items()}
+    by_group = _grouped(free, groups)
+    queues = {group: list(patients) for group, patients in _patients(free, groups).items()}
     chosen: set[str] = set()
 
     def reported(group: str | None = None) -> int:
-        return sum(case.patient in chosen for case in (free if group is None else groups[group]))
+        return sum(case.patient in chosen for case in (free if group is None else by_group[group]))
 
     while reported() < wanted:
         group = min((name for name in queues if queues[name]), key=reported)  # the first of those with fewest cases
@@ -118,14 +121,16 @@ def _held_out_patients(
     return chosen
 
 
-def _fold(cases: Sequence[Case], labelled: int | None, held_out: set[str], kind: type[Method]) -> BenchmarkSplit:
+def _fold(
+    cases: Sequence[Case], labelled: int | None, held_out: set[str], kind: type[Method], groups: Mapping[str, str]
+) -> BenchmarkSplit:
     pool = [case for case in cases if case.patient not in held_out]
     masked = [case for case in pool if kind.is_labelled(case)]
     if not masked or (labelled or 0) > len(masked):
         raise MedsegError(
             f"--labelled {labelled or 1} is more than the {len(masked)} labelled cases that are left to train on"
         )
-    keep = {case.id for case in first_cases(masked, labelled, kind)}
+    keep = {case.id for case in first_cases(masked, labelled, groups)}
     return BenchmarkSplit(
         training=tuple(case if case.id in keep else kind.hide_label(case) for case in pool),
         held_out=tuple(case for case in cases if case.patient in held_out and kind.is_labelled(case)),

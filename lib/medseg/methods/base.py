@@ -357,10 +357,14 @@ class Method(ABC):
         return None
 
     @classmethod
-    def group_cases(cls, cases: Sequence[Case]) -> dict[str, str]:
+    def group_cases(cls, cases: Sequence[Case], config: MethodConfig | None = None) -> dict[str, str]:
         """Case id -> what splits deal cases within, so that every part of a union is learnt, validated and reported.
 
         Default: the data set.
+
+        Args:
+            cases: all cases of a study or benchmark, labelled or not.
+            config: settings of the run; None: the method's defaults.
         """
         return {case.id: case.dataset for case in cases}
 

@@ -108,4 +108,4 @@ def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Sp
             },
         )
         return split
-    return SplitManifest(RunFolder(request.out).split, config.validation_fraction).assign(cases, kind)
+    return SplitManifest(RunFolder(request.out).split, config.validation_fraction).assign(cases, kind, config)

@@ -26,7 +26,7 @@ from pathlib import Path
 from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
-from medseg.methods.base import Method
+from medseg.methods.base import Method, MethodConfig
 from medseg.training.file_lock import file_lock
 
 FEW = 5
@@ -67,12 +67,13 @@ class SplitManifest:
         self.fraction = fraction
         self.explicit = frozenset(explicit)
 
-    def assign(self, cases: Sequence[Case], kind: type[Method] = Method) -> Split:
+    def assign(self, cases: Sequence[Case], kind: type[Method] = Method, config: MethodConfig | None = None) -> Split:
         """Give every patient who is new a role, store it, and split the cases. Call it when a training starts.
 
         Args:
             cases: all cases of the study.
-            kind: tells which cases are labelled.
+            kind: tells which cases are labelled, and what group they are in.
+            config: settings of the run, for the groups.
 
         Raises:
             NotFoundError: an explicit validation id is none of the cases.
@@ -84,7 +85,7 @@ class SplitManifest:
             if self.explicit:
                 roles.update(self._explicit_roles(cases, sorted(labelled - roles.keys(), key=stable_hash)))
             else:
-                for patients in _patients_by_group(cases, kind):
+                for patients in _patients_by_group(cases, kind, config):
                     own = roles if patients is None else {p: r for p, r in roles.items() if p in patients}
                     known_here = labelled if patients is None else labelled & patients
                     new = sorted(known_here - roles.keys(), key=stable_hash)
@@ -130,10 +131,10 @@ class SplitManifest:
         return result
 
 
-def _patients_by_group(cases: Sequence[Case], kind: type[Method]) -> list[set[str] | None]:
+def _patients_by_group(cases: Sequence[Case], kind: type[Method], config: MethodConfig | None) -> list[set[str] | None]:
     """Patients of each group (`Method.group_cases`); None stands for everybody where there is one group."""
     groups: dict[str, set[str]] = {}
-    names = kind.group_cases(cases)
+    names = kind.group_cases(cases, config)
     for case in cases:
         groups.setdefault(names[case.id], set()).add(case.patient)
     return list(groups.values()) if len(groups) > 1 else [None]

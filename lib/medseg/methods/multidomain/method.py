@@ -87,9 +87,11 @@ class MultiDomain(PatchMethod):
     merges_instances: ClassVar = True
 
     @classmethod
-    def group_cases(cls, cases: Sequence[Case]) -> dict[str, str]:
+    def group_cases(cls, cases: Sequence[Case], config: MethodConfig | None = None) -> dict[str, str]:
         """Splits are made within each domain."""
-        return assign_domains(cases)
+        settings = config or cls.config_class()
+        assert isinstance(settings, MultiDomainConfig)
+        return assign_domains(cases, settings.domain_pattern)
 
     @classmethod
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:

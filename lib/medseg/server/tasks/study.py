@@ -15,7 +15,7 @@ from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import assign_domains
 from medseg.errors import MedsegError, NotFoundError
 from medseg.label_maps import NAMES_FILE, read_file
-from medseg.methods.base import Method
+from medseg.methods.base import Method, MethodConfig
 from medseg.server.settings import AppSettings
 from medseg.training.registry import ModelRegistry
 from medseg.training.split import Split, SplitManifest
@@ -147,7 +147,7 @@ class Study:
         domains = assign_domains(cases)
         return domains if len(set(domains.values())) > 1 else {case.id: case.patient for case in cases}
 
-    def split(self, cases: list[Case], kind: type[Method]) -> Split:
+    def split(self, cases: list[Case], kind: type[Method], config: MethodConfig | None = None) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""
         explicit = self.settings.validation
         known = {case.id for case in cases} | {case.patient for case in cases}
@@ -156,7 +156,7 @@ class Study:
             raise NotFoundError(f"--conf validation names {', '.join(missing)}, which is no image of this study")
         with self.split_lock:
             manifest = SplitManifest(self.folder / "split.json", self.settings.validation_fraction, explicit)
-            return manifest.assign(cases, kind)
+            return manifest.assign(cases, kind, config)
 
     def _highest_value(self, identifier: str) -> int:
         """Highest value of an image's mask; 1 where it cannot be read. Read once per file."""

@@ -119,7 +119,8 @@ class MedsegTrain(TrainTask):
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _train(self, request: TrainRequest) -> dict[str, Any]:
-        split = _first_labelled(self.study.split(self.study.cases(), method_class(self.method)), request.labelled)
+        everything = self.study.split(self.study.cases(), method_class(self.method), request.config)
+        split = _first_labelled(everything, request.labelled)
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
         run = self.runs.open(mark, request.resume)
         self.runs.record("running", run.path)
