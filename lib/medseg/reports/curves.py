@@ -73,7 +73,8 @@ def training_curves(runs: Mapping[str, Mapping[str, Curve]], title: str = "") ->
         for index, (name, run) in enumerate(runs.items()):
             if run.get(term):
                 marker = "o" if len(run[term]) == 1 else ""
-                axes.plot(*zip(*run[term], strict=True), marker, ls="-", color=colour(index), lw=1.2, ms=4, label=name)
+                style = {"marker": marker, "color": colour(index), "lw": 1.2, "ms": 4}
+                axes.plot(*zip(*run[term], strict=True), label=name, **style)
         plain_axes(axes, "iteration", "", term)
     for axes in cells[len(terms) :]:
         axes.set_visible(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from medseg.reports.curves import band, learning_curves, training_curves
@@ -26,10 +28,12 @@ def test_learning_curves_draw_the_mean_of_each_group():
 def test_training_curves_have_one_plot_per_term():
     runs = {"a": {"loss": [(0, 1.0), (1, 0.5)]}, "b": {"loss": [(0, 2.0)], "occ": [(0, 0.1)]}}
 
-    figure = training_curves(runs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib says of an unclear style what it makes of it
+        figure = training_curves(runs)
 
     assert [axes.get_title() for axes in figure.axes] == ["loss", "occ"]
-    assert len(figure.axes[0].lines) == 2
+    assert [(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines] == [("", "-"), ("o", "-")]
 
 
 def test_training_curves_of_nothing_are_an_empty_plot():
