@@ -48,8 +48,9 @@ class PatchDiscriminationLoss:
             blocked: (N, N) bool, symmetric; pairs of places that are no negatives of each other (too near).
         """
         n = first.shape[0]
-        vectors = torch.cat([first, second]).float()
-        logits = vectors @ vectors.T / self.temperature
+        with torch.autocast(first.device.type, enabled=False):  # a product in half precision is off by up to 0.4 % of 1
+            vectors = torch.cat([first, second]).float()
+            logits = vectors @ vectors.T / self.temperature
         log_p = F.log_softmax(logits.masked_fill(self._hidden(n, valid, blocked, logits.device), -1e4), dim=1)
         partner = torch.arange(2 * n, device=logits.device).roll(n)
         terms = -log_p.gather(1, partner[:, None])[:, 0]

@@ -18,11 +18,12 @@ def region_vectors(assignment: torch.Tensor, embedding: torch.Tensor) -> torch.T
         embedding: (N, D, *grid) unit vectors.
 
     Returns:
-        (N, K, D) float32; an empty region gives zeros.
+        (N, K, D) float32, also under autocast; an empty region gives zeros.
     """
     pixels = math.prod(assignment.shape[2:])
-    sums = torch.einsum("nkp,ndp->nkd", assignment.flatten(2).float(), embedding.flatten(2).float())
-    return F.normalize(sums / pixels, dim=2, eps=1e-8)
+    with torch.autocast(assignment.device.type, enabled=False):
+        sums = torch.einsum("nkp,ndp->nkd", assignment.flatten(2).float(), embedding.flatten(2).float())
+        return F.normalize(sums / pixels, dim=2, eps=1e-8)
 
 
 class RegionDiscriminationLoss:
@@ -51,7 +52,8 @@ class RegionDiscriminationLoss:
             mass: (N, K) weights of the regions; None: all count alike.
         """
         own = batch_prototypes(regions) if prototypes is None else prototypes
-        logits = torch.einsum("nkd,jd->nkj", regions, own) / self.temperature
+        with torch.autocast(regions.device.type, enabled=False):
+            logits = torch.einsum("nkd,jd->nkj", regions.float(), own.float()) / self.temperature
         terms = -F.log_softmax(logits, dim=2).diagonal(dim1=1, dim2=2)
         if mass is None:
             return terms.mean()

@@ -99,3 +99,12 @@ def test_bad_settings_are_refused() -> None:
         PatchDiscriminationLoss(0)
     with pytest.raises(ValueError, match="form = 'x' is unknown"):
         PatchDiscriminationLoss(0.1, "x")
+
+
+def test_autocast_changes_nothing() -> None:
+    first, second = unit(64, 32, 1), unit(64, 32, 2)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = PatchDiscriminationLoss(0.05)(first, second)
+
+    assert float(loss) == pytest.approx(float(PatchDiscriminationLoss(0.05)(first, second)), abs=1e-5)

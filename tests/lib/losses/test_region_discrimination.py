@@ -101,3 +101,14 @@ def test_entropies_at_their_ends() -> None:
 def test_temperature_is_checked() -> None:
     with pytest.raises(ValueError, match="temperature = -1"):
         RegionDiscriminationLoss(-1)
+
+
+def test_autocast_changes_nothing() -> None:
+    assignment, embedding = maps()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        regions = region_vectors(assignment, embedding)
+        loss = RegionDiscriminationLoss()(regions)
+
+    assert torch.allclose(regions, region_vectors(assignment, embedding), atol=1e-6)
+    assert float(loss) == pytest.approx(float(RegionDiscriminationLoss()(regions)), abs=1e-6)

@@ -74,11 +74,11 @@ class TemplateBank(nn.Module):
             grid: the network's grid.
         """
         for index, point in points.items():
+            place = relative(point.to(self.places), grid)
             self.known[slot, index] = True
-            self.places[slot, index] = relative(point, grid)
+            self.places[slot, index] = place
             for level, found in enumerate(maps):
-                centre = prior_voxels(relative(point, grid), found.shape[1:])
-                self.patches[level, slot, index] = cut(found, centre, 2 * self.radius)
+                self.patches[level, slot, index] = cut(found, prior_voxels(place, found.shape[1:]), 2 * self.radius)
 
     def windows(self, level: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Windows of a map (D, *grid) around points (L, axes), given as share of the field of view."""
@@ -97,13 +97,17 @@ class TemplateBank(nn.Module):
 
 @torch.no_grad()
 def embed_pyramid(network: EmbeddingNet, image: MetaTensor, factors: Sequence[int]) -> list[torch.Tensor]:
-    """Embedding of an image (C, *grid) at several scales: (D, *grid / factor) each."""
+    """Embedding of an image (C, *grid) at several scales: (D, *grid / factor) each.
+
+    In float32 also under autocast, as templates are embedded outside of it.
+    """
     device = network.prototypes.device
     maps = []
-    for factor in factors:
-        small = resize(image, [max(32, round(n / factor)) for n in image.shape[1:]])
-        levels = network.maps(small.as_tensor()[None].to(device))
-        maps.append(network.dense(levels)[0][0])
+    with torch.autocast(device.type, enabled=False):
+        for factor in factors:
+            small = resize(image, [max(32, round(n / factor)) for n in image.shape[1:]])
+            levels = network.maps(small.as_tensor()[None].to(device))
+            maps.append(network.dense(levels)[0][0])
     return maps
 
 
@@ -115,7 +119,8 @@ def find_landmarks(
 
     At the coarsest level the whole image, or a ball around the templates' own positions, is searched; then landmarks
     that do not fit one affine map with the others are put where it says; the finer levels look nearby, and what the
-    coarser levels said of a place counts there as well.
+    coarser levels said of a place counts there as well. In float32 also under autocast: places a voxel apart differ by
+    less than half precision tells.
 
     Args:
         bank: the templates.
@@ -124,6 +129,13 @@ def find_landmarks(
         search: radius of the first search as share of the longest axis; 0: everywhere.
         matching: "window" or "pooled".
     """
+    with torch.autocast(bank.places.device.type, enabled=False):
+        return _search(bank, maps, grid, search, matching)
+
+
+def _search(
+    bank: TemplateBank, maps: Sequence[torch.Tensor], grid: Sequence[int], search: float, matching: str
+) -> Found:
     share = bank.known.float() / bank.known.float().sum(dim=0, keepdim=True).clamp_min(1)
     prior = (bank.places * share[..., None]).sum(dim=0)
     coarse = maps[0].shape[1:]
@@ -225,8 +237,9 @@ def regularise(points: torch.Tensor, prior: torch.Tensor, trust: torch.Tensor) -
     design = torch.cat([prior, torch.ones_like(prior[:, :1])], dim=1).double()
     target, weight = points.double(), trust.double().clamp_min(1e-3)
     base = weight
+    ridge = 1e-6 * torch.eye(axes + 1, dtype=design.dtype, device=design.device)
     for _ in range(10):
-        gram = design.T @ (design * weight[:, None]) + 1e-6 * torch.eye(axes + 1, dtype=torch.float64)
+        gram = design.T @ (design * weight[:, None]) + ridge
         fit = torch.linalg.solve(gram, design.T @ (target * weight[:, None]))
         apart = (target - design @ fit).norm(dim=1)
         typical = apart.median().clamp_min(0.01)

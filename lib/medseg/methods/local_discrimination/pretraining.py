@@ -118,7 +118,8 @@ def retrieval(first: torch.Tensor, second: torch.Tensor, valid: torch.Tensor) ->
         second: (B, M, D).
         valid: (B, M) bool.
     """
-    similarity = torch.einsum("bmd,bnd->bmn", first, second).masked_fill(~valid[:, None], -2.0)
+    with torch.autocast(first.device.type, enabled=False):
+        similarity = torch.einsum("bmd,bnd->bmn", first, second).masked_fill(~valid[:, None], -2.0)
     right = similarity.argmax(dim=2) == torch.arange(first.shape[1], device=first.device)
     return (right & valid).float().sum() / valid.float().sum().clamp_min(1.0)
 

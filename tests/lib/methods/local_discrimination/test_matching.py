@@ -12,6 +12,7 @@ from medseg.methods.local_discrimination.matching import (
     gaussian,
     highest,
     regularise,
+    respond,
 )
 
 POINTS = {0: (30.0, 40.0), 1: (70.0, 22.0), 2: (52.0, 60.0)}
@@ -116,3 +117,30 @@ def test_a_point_that_fits_no_affine_map_is_put_back() -> None:
 
     assert torch.allclose(found, moved, atol=0.02)
     assert torch.equal(regularise(wild[:4], prior[:4], torch.ones(4)), wild[:4])
+
+
+def test_autocast_does_not_blur_what_is_found() -> None:
+    grid = (96, 84)
+    maps = pyramid(embedding(grid))
+    templates = bank(maps, grid)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = find_landmarks(templates, maps, grid, 0.0)
+
+    full = find_landmarks(templates, maps, grid, 0.0)
+    assert torch.equal(half.points, full.points)
+    assert torch.equal(half.confidence, full.confidence)
+
+
+def test_everything_stays_on_the_bank_s_device() -> None:
+    """Points come from files, on the CPU; the device `meta` refuses to mix as a GPU does."""
+    templates = TemplateBank(1, 6, 2, 16, (1,), 2.0).to("meta")
+    image = torch.empty(16, 48, 40, device="meta")
+    points = torch.empty(6, 2, device="meta")
+
+    templates.put(0, [image], {index: torch.tensor([10.0 + index, 20.0]) for index in range(6)}, (48, 40))
+    scores = respond(templates, 0, image[None], torch.ones(1, 6, device="meta"), "window")
+
+    assert templates.patches.is_meta
+    assert highest(scores).is_meta
+    assert regularise(points, points, scores.flatten(1).amax(dim=1)).is_meta
