@@ -1,7 +1,8 @@
 """Acquisition scores on disk: one JSON file per method, replaced atomically.
 
-The scoring job writes, the server reads at every "next sample". A score belongs to a model version and to the image
-file as it was; what is up to date is not computed again. One process writes at a time (the caller holds a lock).
+The scoring job writes, the server reads at every "next sample". A score belongs to a model version and to the image as
+it was, with its regions and weak labels; what is up to date is not computed again. One process writes at a time (the
+caller holds a lock).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class StoredScore:
     Attributes:
         id: image id.
         version: number of the model version that made it.
-        stamp: what the image file looked like, see `image_stamp`.
+        stamp: what was known of the image, see `medseg.stamps.case_stamp`.
         value: higher is labelled first; None where the image could not be scored.
         why: one phrase for the annotator.
         parts: the numbers the value is made of.
@@ -41,15 +42,6 @@ class StoredScore:
     features: tuple[float, ...] = ()
     error: str | None = None
     group: str = ""
-
-
-def image_stamp(image: Path) -> str:
-    """Size and modification time of an image file; empty where it is gone."""
-    try:
-        status = Path(image).stat()
-    except OSError:
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 class ScoreStore:
@@ -76,7 +68,7 @@ class ScoreStore:
         return dict(self._read[1])
 
     def is_current(self, identifier: str, version: int, stamp: str) -> bool:
-        """Whether the image has a score (or a recorded failure) of this model version and this file."""
+        """Whether the image has a score (or a recorded failure) of this model version and stamp."""
         found = self.all().get(identifier)
         return found is not None and found.version == version and found.stamp == stamp
 
@@ -84,7 +76,7 @@ class ScoreStore:
         """Image ids without a current score, in the order given.
 
         Args:
-            stamps: image id -> `image_stamp` of its file.
+            stamps: image id -> stamp of what is known of it now.
             version: number of the present model version.
         """
         known = self.all()

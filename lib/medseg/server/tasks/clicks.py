@@ -15,7 +15,6 @@ import torch
 from monai.data import MetaTensor
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from medseg.acquisition.score_store import image_stamp
 from medseg.cases import Case
 from medseg.errors import MedsegError, UnusableInputError
 from medseg.inference.clicks import correct
@@ -23,6 +22,7 @@ from medseg.methods import method_class
 from medseg.methods.base import Prediction
 from medseg.server.label_names import BACKGROUND, match
 from medseg.server.tasks.infer import Loaded, MedsegInfer
+from medseg.stamps import case_stamp
 from medseg.transforms.io import read_image
 
 KEPT = 2  # ours: predictions kept for the next click; a probability map of a CT is large
@@ -78,7 +78,7 @@ class ClickInfer(MedsegInfer):
         return Prediction(probabilities, warnings=prediction.warnings)
 
     def _base(self, loaded: Loaded, case: Case) -> Prediction:
-        key = (loaded.version, loaded.device, case.id, image_stamp(case.image), case.domain)
+        key = (loaded.version, loaded.device, case.id, case_stamp(case.without_label()))
         with self._lock:
             found = self._predictions.get(key)
             if found is None:

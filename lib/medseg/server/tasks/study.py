@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from medseg.acquisition.leases import LeaseBook
-from medseg.acquisition.score_store import ScoreStore, image_stamp
+from medseg.acquisition.score_store import ScoreStore
 from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import assign_domains
 from medseg.errors import MedsegError, NotFoundError
 from medseg.label_maps import NAMES_FILE, read_file
 from medseg.methods.base import Method, MethodConfig
 from medseg.server.settings import AppSettings
+from medseg.stamps import case_stamp, file_stamp
 from medseg.training.registry import ModelRegistry
 from medseg.training.split import Split, SplitManifest
 from medseg.training.study import study_key
@@ -109,8 +110,17 @@ class Study:
         return sorted(self.datastore.get_labeled_images())
 
     def stamps(self, identifiers: list[str]) -> dict[str, str]:
-        """Image id -> stamp of its file, of images that are there."""
-        return {i: image_stamp(Path(uri)) for i in identifiers if (uri := self._local_uri(i))}
+        """Image id -> stamp of what a score depends on, of images that are there: image, regions, weak labels.
+
+        Regions in a DICOMweb archive count by what is known of them: nothing is fetched to ask.
+        """
+        return {i: self._stamp(i, Path(uri)) for i in identifiers if (uri := self._local_uri(i))}
+
+    def _stamp(self, identifier: str, image: Path) -> str:
+        outline = self._outline(identifier, image)
+        if self.is_folder:
+            return case_stamp(replace(outline, regions=self._label(identifier, "regions")))
+        return f"{case_stamp(outline)} {self.datastore.get_label_info(identifier, 'regions').get('sha256', '')}"
 
     def _local_uri(self, identifier: str) -> str:
         """Path of an image; for a DICOMweb study the id, whose images never change and must not be fetched to ask."""
@@ -161,7 +171,7 @@ class Study:
     def _highest_value(self, identifier: str) -> int:
         """Highest value of an image's mask; 1 where it cannot be read. Read once per file."""
         label = self._label(identifier, "final")
-        stamp = f"{label}-{image_stamp(label)}" if label else ""
+        stamp = f"{label}-{file_stamp(label)}" if label else ""
         if label and stamp not in self._highest:
             try:
                 self._highest[stamp] = int(read_mask(label).max())

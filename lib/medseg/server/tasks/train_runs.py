@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medseg.acquisition.score_store import image_stamp
 from medseg.cases import Case
 from medseg.files import read_json, write_json
 from medseg.methods.base import MethodConfig
+from medseg.stamps import case_stamp
 from medseg.training.processes import alive
 from medseg.training.run import FREE_SETTINGS
 
@@ -36,10 +36,10 @@ KEEP_RUNS = 5  # ours: the published weights are in the registry; runs are kept 
 def fingerprint(
     config: MethodConfig, labels: dict[str, int], training: Sequence[Case], validation: Sequence[Case]
 ) -> str:
-    """Hash of everything that must be equal for a run to be continued: settings, labels, images, masks, roles."""
+    """Hash of all that must be equal for a run to be continued: settings, labels, files, weak labels, roles."""
     settings = {key: value for key, value in config.to_dict().items() if key not in FREE_SETTINGS}
     cases = [
-        [case.id, role, image_stamp(case.image), image_stamp(case.label) if case.label else None]
+        [case.id, role, case_stamp(case)]
         for role, group in (("training", training), ("validation", validation))
         for case in group
     ]

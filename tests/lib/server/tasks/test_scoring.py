@@ -54,6 +54,22 @@ def test_a_changed_image_and_a_new_one_are_due(trained_app: Any, tmp_path: Path)
     assert trained_app._scoring_methods["supervised"].due() == ["organ_003", "organ_009"]
 
 
+def test_what_a_reader_says_of_an_image_makes_its_score_due(trained_app: Any, tmp_path: Path) -> None:
+    score(trained_app)
+    task, datastore = trained_app._scoring_methods["supervised"], trained_app.datastore()
+
+    datastore.update_image_info("organ_003", {"weak": {"extent": {"1": 20.0}}})
+    assert task.due() == ["organ_003"]
+    assert score(trained_app)["scored"] == 1
+    assert task.due() == []
+
+    regions = tmp_path / "study" / "labels" / "regions"
+    regions.mkdir(parents=True)
+    (regions / "organ_004.nii.gz").write_bytes((tmp_path / "study" / "organ_004.nii.gz").read_bytes())
+    datastore.refresh()
+    assert task.due() == ["organ_004"]
+
+
 def test_a_damaged_image_is_recorded_and_does_not_stop_the_others(trained_app: Any, tmp_path: Path) -> None:
     (tmp_path / "study" / "organ_003.nii.gz").write_bytes(b"x")
 

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.acquisition.score_store import StoredScore, image_stamp
+from medseg.acquisition.score_store import StoredScore
 from medseg.errors import NotFoundError
 
 
@@ -18,7 +18,7 @@ def sample(app: Any, strategy: str, client: str = "ann") -> dict[str, Any]:
 
 def store(app: Any, **values: float) -> None:
     app.study.scores("supervised").update(
-        StoredScore(i, 1, image_stamp(app.study.image(i)), v, f"entropy {v:.2f}") for i, v in values.items()
+        StoredScore(i, 1, app.study.stamps([i])[i], v, f"entropy {v:.2f}") for i, v in values.items()
     )
 
 
@@ -107,7 +107,7 @@ def test_first_labels_by_embeddings_need_no_segmentation_model(make_app: Any, mo
     monkeypatch.setattr(app.study.registry, "champion", lambda method: SimpleNamespace(number=1))
     features = {"organ_003": (0.0, 0.0), "organ_004": (5.0, 0.0), "organ_000": (0.1, 0.0)}
     app.study.scores("local_discrimination").update(
-        StoredScore(i, 1, image_stamp(app.study.image(i)), 0.1, "", features=f) for i, f in features.items()
+        StoredScore(i, 1, app.study.stamps([i])[i], 0.1, "", features=f) for i, f in features.items()
     )
 
     ranked = {name: app._strategies[name].ranking() for name in ("typicality", "k_centre")}
