@@ -11,50 +11,53 @@ from medseg.losses.region_pooling import region_means
 from medseg.methods.base import Sample, TrainingSet
 from medseg.methods.dram.cuts import otsu_cut
 from medseg.methods.dram.extents import SLOTS
-from medseg.methods.dram.network import DRAMNet, cut, pad_to_factors
+from medseg.methods.dram.network import CAM_LEVEL, FACTORS, DRAMNet, cut, pad_to_factors
 
 OTSU_FACTOR = 0.75  # dRAM card sec. 2: Otsu x 0.75 in the lung
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-GRADCAM_LEVEL = 2  # ours: one level above the deepest, whose Grad-CAM is its CAM
+GRADCAM_LEVEL = CAM_LEVEL - 1  # ours: at the regressor's own level Grad-CAM is its CAM
 
 
-def pooled_extents(network: DRAMNet, deepest: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """Predicted shares (B, SLOTS): a linear regressor over the mean deepest feature of every region.
+def pooled_extents(network: DRAMNet, maps: Sequence[torch.Tensor], regions: torch.Tensor) -> torch.Tensor:
+    """Predicted shares (B, SLOTS): a linear regressor over the mean feature of every region, at `CAM_LEVEL`.
 
-    Source: Zhou et al., CVPR 2016, arXiv 1512.04150 (global average pooling and one linear layer).
+    Source: Zhou et al., CVPR 2016, arXiv 1512.04150 (global average pooling and one linear layer on a feature map).
+
+    Args:
+        network: with a regressor.
+        maps: encoder features, finest first.
+        regions: (B, 1, *grid) ids on the image's grid.
     """
     assert network.classifier is not None
-    grid = deepest.shape[2:]
-    deepest = deepest.float()
-    share = torch.stack([_area(regions == index, grid) for index in range(1, SLOTS) if (regions == index).any()], 1)
-    present = [index for index in range(1, SLOTS) if (regions == index).any()]
-    weights = share.flatten(2)  # (B, R, V)
-    features = (weights[:, :, None] * deepest.flatten(2)[:, None]).sum(-1)
-    features = features / weights.sum(-1, keepdim=True).clamp_min(1e-6)
-    result = torch.zeros(regions.shape[0], SLOTS, device=deepest.device)
-    with torch.autocast(deepest.device.type, enabled=False):
-        result[:, present] = torch.sigmoid(network.classifier(features.float())[..., 0])
+    feature = maps[CAM_LEVEL].float()
+    padded = pad_to_factors(regions.float()).round().to(regions.dtype)
+    present = [index for index in range(1, SLOTS) if bool((regions == index).any())]
+    result = torch.zeros(regions.shape[0], SLOTS, device=feature.device)
+    for index in present:
+        weight = _area(padded == index, feature.shape[2:])
+        mean = (weight * feature).sum((2, 3, 4)) / weight.sum((2, 3, 4)).clamp_min(1e-6)
+        with torch.autocast(feature.device.type, enabled=False):
+            result[:, index] = torch.sigmoid(network.classifier(mean)[:, 0])
     return result
 
 
-def activation_map(network: DRAMNet, deepest: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+def activation_map(network: DRAMNet, maps: Sequence[torch.Tensor], grid: Sequence[int]) -> torch.Tensor:
     """Class activation map (B, 1, *grid): ReLU of the regressor applied to every voxel's feature, without its bias."""
     assert network.classifier is not None
     weight = network.classifier.weight.view(1, -1, *[1] * 3)
-    return _enlarged(F.relu((deepest.float() * weight).sum(dim=1, keepdim=True)), grid)
+    return _enlarged(F.relu((maps[CAM_LEVEL].float() * weight).sum(dim=1, keepdim=True)), grid)
 
 
 def gradient_map(network: DRAMNet, image: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM (B, 1, *grid) of the predicted extents, one level above the deepest, region by region.
+    """Grad-CAM (B, 1, *grid) of the predicted extents, one level above the regressor's, region by region.
 
     Source: Selvaraju et al., ICCV 2017, arXiv 1610.02391.
     """
     with torch.enable_grad(), torch.autocast(image.device.type, enabled=False):
         maps = network.backbone.encode(pad_to_factors(image))
         feature = maps[GRADCAM_LEVEL].detach().float().requires_grad_()
-        deepest = network.backbone.down[GRADCAM_LEVEL + 1](feature)
-        padded = pad_to_factors(regions.float()).round().to(regions.dtype)
-        shares = torch.logit(pooled_extents(network, deepest, padded).clamp(1e-6, 1 - 1e-6))
+        maps = [*maps[:CAM_LEVEL], network.backbone.down[CAM_LEVEL](feature)]
+        shares = torch.logit(pooled_extents(network, maps, regions).clamp(1e-6, 1 - 1e-6))
         result = torch.zeros_like(image)
         for index in torch.unique(regions).tolist():
             if index:
@@ -107,18 +110,18 @@ def fit_threshold(training: TrainingSet, score: Score | None = None, steps: int 
     return float(cuts[int(error.argmin())])
 
 
-def intensity_map(image: torch.Tensor, lungs: torch.Tensor, cut_value: float | None) -> torch.Tensor:
-    """(*grid) map that passes one half where the image passes the cut; None: Otsu x 0.75 in the lungs."""
+def intensity_logits(image: torch.Tensor, lungs: torch.Tensor, cut_value: float | None) -> torch.Tensor:
+    """(*grid) logits that are positive where the image passes the cut; None: Otsu x 0.75 in the lungs."""
     level = OTSU_FACTOR * otsu_cut(image[lungs]) if cut_value is None else cut_value
-    return torch.sigmoid((image - level) / 0.05)
+    return (image - level) / 0.05
 
 
 def _area(mask: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """(B, 1, *fine) to (B, *coarse): the share of each coarse voxel."""
-    return F.interpolate(mask.float(), tuple(grid), mode="area")[:, 0]
+    """(B, 1, *fine) to (B, 1, *coarse): the share of each coarse voxel."""
+    return F.interpolate(mask.float(), tuple(grid), mode="area")
 
 
 def _enlarged(activation: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """From a coarse level to the image's grid, padding taken off."""
-    padded = [-(-n // f) * f for n, f in zip(grid, (8, 8, 4), strict=True)]
+    padded = [-(-n // f) * f for n, f in zip(grid, FACTORS, strict=True)]
     return cut(F.interpolate(activation, padded, mode="trilinear", align_corners=False), grid)

@@ -1,4 +1,4 @@
-"""From a map to a decision: where every region is cut, and the map moved so that the cut lies at one half."""
+"""From a map to a decision: which voxels of every region are lesion, and the map moved so that the cut is one half."""
 
 from __future__ import annotations
 
@@ -8,28 +8,10 @@ import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 
-EPSILON = 1e-4
+from medseg.losses.rank_pseudo import rank_pseudo_label
 
-
-def rank_cuts(prob: torch.Tensor, regions: torch.Tensor, extents: Mapping[int, float]) -> dict[int, float]:
-    """For every region the value above which round(extent x size) voxels lie; 1 where that is none, 0 where all.
-
-    Args:
-        prob: (*grid) in [0, 1].
-        regions: (*grid) ids.
-        extents: share in [0, 1] by id.
-    """
-    cuts = {}
-    for index, extent in extents.items():
-        values = torch.sort(prob[regions == index], descending=True).values
-        count = round(extent * len(values))
-        if count <= 0 or not len(values):
-            cuts[index] = 1.0
-        elif count >= len(values):
-            cuts[index] = 0.0
-        else:
-            cuts[index] = float(values[count - 1] + values[count]) / 2
-    return cuts
+EDGE = 0.001
+"""Ours: least distance of a decided voxel from one half, so that ties and saturated maps keep their decision."""
 
 
 def otsu_cut(values: torch.Tensor) -> float:
@@ -40,17 +22,48 @@ def otsu_cut(values: torch.Tensor) -> float:
     return float(threshold_otsu(array))
 
 
-def centred(prob: torch.Tensor, regions: torch.Tensor, cuts: Mapping[int, float]) -> torch.Tensor:
-    """The map moved, region by region on the logit scale, so that every region's cut lies at one half.
+def chosen_by_rank(logits: torch.Tensor, regions: torch.Tensor, extents: Mapping[int, float]) -> torch.Tensor:
+    """(*grid) bool: of every region the round(extent x size) voxels that rank first, equal ones by their position.
 
-    Order and steepness stay; after resampling, "more likely than not" is still the rank's decision.
+    Args:
+        logits: (*grid); only their order counts, so no map is too sure of itself.
+        regions: (*grid) ids.
+        extents: share in [0, 1] by id; other regions get nothing.
     """
-    table = torch.full((int(regions.max()) + 1,), 0.5)
-    for index, value in cuts.items():
+    table = torch.full((int(regions.max()) + 1,), float("nan"))
+    for index, extent in extents.items():
         if index < len(table):
-            table[index] = value
-    cut = table.to(prob.device)[regions.long()]
-    inner = cut.clamp(EPSILON, 1 - EPSILON)
-    moved = torch.sigmoid(torch.logit(prob.clamp(EPSILON, 1 - EPSILON)) - torch.logit(inner))
-    moved = torch.where(cut >= 1, moved.clamp_max(0.49), moved)  # nothing of the region
-    return torch.where(cut <= 0, moved.clamp_min(0.51), moved)  # all of it
+            table[index] = extent
+    return rank_pseudo_label(logits, regions, table) == 1
+
+
+def decided(
+    logits: torch.Tensor, regions: torch.Tensor, level: float = 0.5, extents: Mapping[int, float] | None = None
+) -> torch.Tensor:
+    """The map as a probability, moved region by region on the logit scale so that its decision lies at one half.
+
+    Order and steepness stay; after resampling, "more likely than not" is still the decision.
+
+    Args:
+        logits: (*grid).
+        regions: (*grid) ids; 0 becomes 0.
+        level: probability above which a voxel is lesion.
+        extents: regions that are cut by rank instead, with their share.
+    """
+    extents = extents or {}
+    cut = torch.logit(torch.tensor(level, dtype=torch.float64).clamp(1e-6, 1 - 1e-6))
+    moved = torch.sigmoid(logits - cut.to(logits.dtype))
+    chosen = chosen_by_rank(logits, regions, extents)
+    for index in extents:
+        inside = regions == index
+        moved[inside] = _parted(logits[inside], chosen[inside])
+    return moved * (regions > 0)
+
+
+def _parted(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Probabilities of one region: above one half for the chosen voxels, below it for the others."""
+    cut = logits.new_zeros(())
+    if bool(chosen.any()) and not bool(chosen.all()):
+        cut = (logits[chosen].min() + logits[~chosen].max()) / 2
+    moved = torch.sigmoid(logits - cut)
+    return torch.where(chosen, moved.clamp_min(0.5 + EDGE), moved.clamp_max(0.5 - EDGE))

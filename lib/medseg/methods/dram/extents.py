@@ -71,7 +71,9 @@ class ExtentRule:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def exact(self, percent: float) -> tuple[float, float]:
-        """The interval of a percentage, as shares."""
+        """The interval of a percentage, as shares; nothing is exactly nothing."""
+        if percent == 0:
+            return 0.0, 0.0
         margin = min(self.tolerance, 0.2 * percent) + 0.05
         return max(percent - margin, 0.0) / 100, min(percent + margin, 100.0) / 100
 

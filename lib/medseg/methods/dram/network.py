@@ -16,6 +16,9 @@ from medseg.networks.local_attention import LocalAttention
 FACTORS = (8, 8, 4)
 """How much the backbone halves along x, y and z: chest CT slices are mostly thicker than its pixels are wide."""
 
+CAM_LEVEL = 2
+"""Ours: level that activation maps are read at, a quarter of the plane; the deepest one is coarser than the lesions."""
+
 GUIDE = 8
 """Channels to which each feature map of the guidance is reduced (dRAM card sec. 4)."""
 
@@ -123,7 +126,7 @@ class DRAMNet(nn.Module):
         super().__init__()
         self.backbone = Backbone(1, 2, width)
         activation = head in ("cam", "gradcam")
-        self.classifier = nn.Linear(self.backbone.sizes[-1], 1) if activation else None
+        self.classifier = nn.Linear(self.backbone.sizes[CAM_LEVEL], 1) if activation else None
         self.guidance = Guidance(self.backbone.sizes) if attention else None
         self.attention = LocalAttention(2 * GUIDE + 1, GUIDE, form=attention) if attention else None
         self.crf = crf

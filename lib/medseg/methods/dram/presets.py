@@ -38,10 +38,9 @@ PRESETS = {
 }
 
 _BASELINE = {"attention": False, "crf": False, "final": False}
-_SUPERVISED = {  # the same backbone on voxels: the upper bound, at the final network's learning rate
+_SUPERVISED = {  # the same backbone on voxels: the upper bound
     **_BASELINE,
     "masks": "voxels",
-    "learning_rate": 8e-3,
     "regression_weight": 0.0,
     "entropy_weight": 0.0,
     "rule": "half",
@@ -52,16 +51,17 @@ ARM_GROUPS = {
         arms=(
             Arm("threshold", {**_BASELINE, "head": "threshold"}),
             Arm("otsu", {**_BASELINE, "head": "otsu"}, in_default=False),
-            Arm("cam", {**_BASELINE, "head": "cam"}),
-            Arm("gradcam", {**_BASELINE, "head": "gradcam"}),
+            Arm("cam", {**_BASELINE, "head": "cam", "rule": "otsu"}),
+            Arm("cam_rank", {**_BASELINE, "head": "cam"}),
+            Arm("gradcam", {**_BASELINE, "head": "gradcam", "rule": "otsu"}),
             Arm("regression", {**_BASELINE, "rule": "half"}),
             Arm("regression_rank", _BASELINE),
             Arm("attention", {"crf": False, "final": False}),
             Arm("crf", {"attention": False, "final": False}),
             Arm("attention_crf", {"final": False}),
             Arm("full"),
+            Arm("no_candidates", {"candidates": 0}),  # full without the prior that was tuned on masks
             Arm("supervised", _SUPERVISED),
-            Arm("no_candidates", {"candidates": 0}, in_default=False),
             Arm("released_attention", {"attention_form": "released"}, in_default=False),
         ),
         metric="iou",

@@ -10,7 +10,7 @@ from medseg.losses.rank_pseudo import IGNORE, clip_to_interval, rank_pseudo_labe
 from medseg.losses.region_pooling import region_means
 from medseg.methods.base import Sample, TrainingSet
 from medseg.methods.dram.config import DRAMConfig
-from medseg.methods.dram.extents import SLOTS
+from medseg.methods.dram.extents import SLOTS, parse_table
 from medseg.methods.dram.network import DRAMNet
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,21 @@ def freeze_pseudo_labels(network: DRAMNet, training: TrainingSet, config: DRAMCo
     return found
 
 
+def believed(means: torch.Tensor, extents: torch.Tensor, healthy: float) -> torch.Tensor:
+    """The extents (SLOTS,) that pseudo-labels get: predicted ones moved into what was stated; NaN where nothing was.
+
+    A region stated to be healthy has none, whatever the map says: 0 %, score 0, any interval that lies within score 0.
+
+    Args:
+        means: (SLOTS,) predicted shares.
+        extents: (3, SLOTS) low, high, weight.
+        healthy: upper end of score 0, as a share.
+    """
+    low, high, weight = extents
+    clipped = clip_to_interval(means, low, high, weight > 0)
+    return torch.where((weight > 0) & (low <= 0) & (high <= healthy), torch.zeros_like(clipped), clipped)
+
+
 def pseudo_label(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> tuple[torch.Tensor, int]:
     """One case's pseudo-label (1, *grid), and the number of regions left out."""
     device = next(network.parameters()).device
@@ -46,14 +61,13 @@ def pseudo_label(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> tuple[
     logits, _, features = network.maps(image, (regions > 0)[None].float())
     refined = network.refine(logits, image, features, (regions > 0)[None].float(), (1.0, 1.0, 1.0))
     last = list(refined.values())[-1] if refined else logits
-    prob = torch.sigmoid(last[0, 0])
-    means, _ = region_means(prob[None, None], regions[None], SLOTS)
-    low, high, weight = loaded["extents"].to(device)
-    extents = clip_to_interval(means[0], low, high, weight > 0)
-    label = rank_pseudo_label(prob, regions[0], extents, config.band)
-    before = rank_pseudo_label(torch.sigmoid(logits[0, 0]), regions[0], extents, 0.0)
+    means, _ = region_means(torch.sigmoid(last), regions[None], SLOTS)
+    stated = loaded["extents"].to(device)
+    extents = believed(means[0], stated, parse_table(config.score_table)[1] / 100)
+    label = rank_pseudo_label(last[0, 0], regions[0], extents, config.band)
+    before = rank_pseudo_label(logits[0, 0], regions[0], extents, 0.0)
     dropped = 0
-    for index in torch.nonzero(weight > 0)[:, 0].tolist():
+    for index in torch.nonzero(stated[2] > 0)[:, 0].tolist():
         inside = regions[0] == index
         one, two = label[inside] == 1, before[inside] == 1
         total = int(one.sum() + two.sum())

@@ -10,9 +10,15 @@ import torch
 from medseg.losses.rank_pseudo import IGNORE, rank_pseudo_label
 from medseg.losses.region_pooling import region_means
 from medseg.methods.base import Measurement, Sample
-from medseg.methods.dram.baselines import activation_map, gradient_map, intensity_map, normalised_by_region
+from medseg.methods.dram.baselines import (
+    activation_map,
+    gradient_map,
+    intensity_logits,
+    normalised_by_region,
+    pooled_extents,
+)
 from medseg.methods.dram.config import DRAMConfig
-from medseg.methods.dram.cuts import centred, otsu_cut, rank_cuts
+from medseg.methods.dram.cuts import decided, otsu_cut
 from medseg.methods.dram.data import name_regions
 from medseg.methods.dram.extents import SLOTS
 from medseg.methods.dram.network import DRAMNet
@@ -58,16 +64,16 @@ class Reading:
         return entropy * (self.regions > 0)
 
     def measurements(self) -> dict[str, Measurement]:
-        """Extent of every region in per cent, the whole lungs', and residuals in points."""
+        """What the model sees: extent of every region and of the whole lungs in per cent, and residuals in points."""
         found = {}
         for index, share in self.shares.items():
             name = self.names.get(index) or f"region_{index}"
             found[f"extent_{name}"] = Measurement(round(100 * share, 3), "%")
             if index in self.residual:
                 found[f"residual_{name}"] = Measurement(round(100 * self.residual[index], 3), "points")
-        inside = self.regions > 0
-        if bool(inside.any()):
-            whole = float((self.decided[inside] > 0.5).float().mean())
+        if self.shares:
+            size = {index: int((self.regions == index).sum()) for index in self.shares}
+            whole = sum(share * size[index] for index, share in self.shares.items()) / sum(size.values())
             found["extent_lungs"] = Measurement(round(100 * whole, 3), "%")
         return found
 
@@ -86,10 +92,12 @@ def read_volume(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> Reading
         empty = torch.zeros(image.shape[2:])
         warning = "no lung was found in this image; give a lung mask under tag regions"
         return Reading({"map": empty}, empty.to(torch.uint8), {}, empty, empty, {}, warnings=(warning,))
-    maps = _maps(network, image, regions, (logits, features, final), config)
-    cpu = {name: value[0, 0].float().cpu() for name, value in maps.items()}
-    reading = Reading(cpu, regions[0, 0].cpu(), names, lungs[0, 0].float().cpu(), torch.empty(0), {})
-    _decide(reading, loaded, config)
+    stages, predicted = _stages(network, image, regions, (logits, features, final), config)
+    cpu = {name: value[0, 0].float().cpu() for name, value in stages.items()}
+    ids = regions[0, 0].cpu()
+    maps = {name: torch.sigmoid(value) * (ids > 0) for name, value in cpu.items()}
+    reading = Reading(maps, ids, names, lungs[0, 0].float().cpu(), torch.empty(0), {})
+    _decide(reading, list(cpu.values())[-1], predicted, loaded, config)
     return reading
 
 
@@ -119,65 +127,69 @@ def _regions(
     return torch.from_numpy(ids)[None, None].to(lung_prob.device), names, lung_prob
 
 
-def _maps(
+def _stages(
     network: DRAMNet,
     image: torch.Tensor,
     regions: torch.Tensor,
     found: tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None],
     config: DRAMConfig,
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict[int, float]]:
+    """Logits (1, 1, *grid) of every stage, the last one decides, and the predicted share of every region that is there.
+
+    An activation map tells where, not how much: its shares are those of its regressor, else they are the map's means.
+    """
     logits, features, final = found
-    inside = (regions > 0).float()
-    if config.head == "cam":
-        activation = activation_map(network, features[-1], image.shape[2:])[0, 0]
-        return {"cam": normalised_by_region(activation, regions[0, 0])[None, None]}
-    if config.head == "gradcam":
-        activation = gradient_map(network, image, regions)[0, 0]
-        return {"gradcam": normalised_by_region(activation, regions[0, 0])[None, None]}
-    if config.head in ("threshold", "otsu"):
-        cut = float(network.cut) if config.head == "threshold" else None
-        return {config.head: intensity_map(image[0, 0], regions[0, 0] > 0, cut)[None, None]}
-    maps = {"map": logits, **network.refine(logits, image, features, inside, (1.0, 1.0, 1.0))}
-    if final is not None:
-        maps["final"] = final
-    return {name: torch.sigmoid(value) * inside for name, value in maps.items()}
-
-
-def _decide(reading: Reading, loaded: Sample, config: DRAMConfig) -> None:
-    """Predicted shares, residuals, and the cut of every region by the configured rule."""
-    prob, regions = reading.last, reading.regions
-    present = [int(i) for i in torch.unique(regions) if i > 0]
-    means, _ = region_means(prob[None, None], regions[None, None], SLOTS)
-    predicted = {index: float(means[0, index]) for index in present}
-    rule = config.final_rule if "final" in reading.maps else config.rule
     if config.head in ("cam", "gradcam"):
-        rule = "otsu"
-    elif config.head != "dense":
-        rule = "half"
-    stated = _stated(loaded, config)
-    cuts = dict.fromkeys(present, 0.5)
+        means = pooled_extents(network, features, regions)
+        activation = activation_map(network, features, image.shape[2:])
+        if config.head == "gradcam":
+            activation = gradient_map(network, image, regions)
+        stages = {config.head: normalised_by_region(activation[0, 0], regions[0, 0])[None, None].logit(1e-6)}
+    else:
+        if config.head in ("threshold", "otsu"):
+            cut = float(network.cut) if config.head == "threshold" else None
+            stages = {config.head: intensity_logits(image[0, 0], regions[0, 0] > 0, cut)[None, None]}
+        else:
+            inside = (regions > 0).float()
+            stages = {"map": logits, **network.refine(logits, image, features, inside, (1.0, 1.0, 1.0))}
+            if final is not None:
+                stages["final"] = final
+        means, _ = region_means(torch.sigmoid(list(stages.values())[-1].float()), regions, SLOTS)
+    present = [int(i) for i in torch.unique(regions) if i > 0]
+    return stages, {index: float(means[0, index]) for index in present}
+
+
+def _decide(
+    reading: Reading, logits: torch.Tensor, predicted: dict[int, float], loaded: Sample, config: DRAMConfig
+) -> None:
+    """Shares, residuals, and the decision by the configured rule; then stated extents move it (`follow_extents`)."""
+    regions = reading.regions
+    rule = config.final_rule if "final" in reading.maps else config.rule
+    if config.head in ("threshold", "otsu"):
+        rule = "half"  # their cut is in the logits
+    level: float = 0.5
+    by_rank: dict[int, float] = {}
     if rule == "rank":
-        cuts = rank_cuts(prob, regions, predicted)
+        by_rank = predicted
     elif rule == "otsu":
-        level = otsu_cut(prob[regions > 0])
-        cuts = {index: level if predicted[index] >= NOTHING else 1.0 for index in present}
+        level = otsu_cut(reading.last[regions > 0])
+        by_rank = {index: 0.0 for index, share in predicted.items() if share < NOTHING}
+    reading.decided = decided(logits, regions, level, by_rank)
     reading.shares = predicted
     if rule != "rank":
-        reading.shares = {i: float((prob[regions == i] > cuts[i]).float().mean()) for i in present}
-    if stated:
-        for index in present:
-            if index in stated:
-                low, high = stated[index]
-                share = reading.shares[index]
-                reading.residual[index] = min(share - low, 0.0) + max(share - high, 0.0)
-        if config.follow_extents and loaded.get("source") != "mask":
-            wanted = {i: min(max(reading.shares[i], stated[i][0]), stated[i][1]) for i in present if i in stated}
-            moved = {i: w for i, w in wanted.items() if reading.residual.get(i)}
-            cuts.update(rank_cuts(prob, regions, moved))
-    reading.decided = centred(prob, regions, cuts) * (regions > 0)
+        reading.shares = {i: float((reading.decided[regions == i] > 0.5).float().mean()) for i in predicted}
+    wanted = {}
+    for index, (low, high) in _stated(loaded).items():
+        if index in reading.shares:
+            share = reading.shares[index]
+            reading.residual[index] = min(share - low, 0.0) + max(share - high, 0.0)
+            if reading.residual[index]:
+                wanted[index] = min(max(share, low), high)
+    if wanted and config.follow_extents and loaded.get("source") != "mask":
+        reading.decided = decided(logits, regions, level, {**by_rank, **wanted})
 
 
-def _stated(loaded: Sample, config: DRAMConfig) -> dict[int, tuple[float, float]]:
+def _stated(loaded: Sample) -> dict[int, tuple[float, float]]:
     if "extents" not in loaded:
         return {}
     low, high, weight = loaded["extents"]

@@ -9,13 +9,14 @@ import torch
 from medseg.losses.binary import balanced_cross_entropy, binary_dice_ce, binary_entropy, equivariance
 from medseg.losses.interval import IntervalLoss
 from medseg.losses.ramp import ramp_up
-from medseg.losses.rank_pseudo import IGNORE, clip_to_interval, rank_pseudo_label
+from medseg.losses.rank_pseudo import IGNORE, rank_pseudo_label
 from medseg.losses.region_pooling import region_means
 from medseg.methods.base import StepOutput, TrainingSet
 from medseg.methods.dram.baselines import fit_threshold, pooled_extents
 from medseg.methods.dram.config import DRAMConfig
 from medseg.methods.dram.extents import SLOTS, parse_table
-from medseg.methods.dram.network import DRAMNet, pad_to_factors
+from medseg.methods.dram.network import DRAMNet
+from medseg.methods.dram.pseudo import believed
 
 Drawn = Mapping[str, torch.Tensor]
 Add = Callable[[str, float, torch.Tensor], None]
@@ -36,6 +37,7 @@ class Objective:
         self.config = config
         self.interval = IntervalLoss(config.power)
         self.edges = torch.tensor(parse_table(config.score_table)) / 100
+        self.healthy = float(self.edges[1])
         self.class_weight = torch.ones(len(self.edges) - 1)
         self.median = 0.1
 
@@ -93,12 +95,8 @@ class Objective:
         if config.lung_weight > 0:
             add("lungs", config.lung_weight, binary_dice_ce(lungs, inside, torch.ones_like(inside)))
         if config.head in ("cam", "gradcam"):
-            padded = pad_to_factors(regions.float()).round().to(regions.dtype)
-            add(
-                "regression",
-                config.regression_weight,
-                self._pooled(pooled_extents(network, features[-1], padded), drawn),
-            )
+            shares = pooled_extents(network, features, regions)
+            add("regression", config.regression_weight, self._pooled(shares, drawn))
         elif config.head == "dense":
             self._dense(network, drawn, iteration, (logits, features), add)
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -153,13 +151,10 @@ class Objective:
     def pseudo_target(self, logits: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """Rank-based pseudo-label of the detached map, (B, 1, *grid)."""
         with torch.no_grad():
-            prob = torch.sigmoid(logits.detach())
-            means, _ = region_means(prob, drawn["regions"], SLOTS)
-            low, high, weight = drawn["extents"].unbind(dim=1)
-            extents = clip_to_interval(means, low, high, weight > 0)
+            means, _ = region_means(torch.sigmoid(logits.detach()), drawn["regions"], SLOTS)
             labels = [
-                rank_pseudo_label(p[0], r[0], e, self.config.band)
-                for p, r, e in zip(prob, drawn["regions"], extents, strict=True)
+                rank_pseudo_label(p[0], r[0], believed(m, e, self.healthy), self.config.band)
+                for p, r, m, e in zip(logits.detach(), drawn["regions"], means, drawn["extents"], strict=True)
             ]
             return torch.stack(labels)[:, None]
 

@@ -32,10 +32,10 @@ def test_intervals_percentages_scores_and_missing_regions() -> None:
     assert weight.nonzero()[:, 0].tolist() == [1, 3, 6]
 
 
-def test_small_extents_have_small_tolerance_and_zero_stays_near_zero() -> None:
+def test_small_extents_have_small_tolerance_and_nothing_is_exactly_nothing() -> None:
     rule = ExtentRule()
 
-    assert rule.exact(0.0) == pytest.approx((0, 0.0005))
+    assert rule.exact(0.0) == (0, 0)
     assert rule.exact(0.5) == pytest.approx((0.0035, 0.0065))
     assert rule.exact(100.0)[1] == 1
 
