@@ -7,7 +7,6 @@ folder beside this file and one line in `medseg.methods.METHODS`.
 from __future__ import annotations
 
 import difflib
-import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -23,7 +22,9 @@ from torch import nn
 
 from medseg.cases import Case, image_suffix
 from medseg.errors import MedsegError
+from medseg.methods import checks
 from medseg.metrics.table import segmentation_metrics
+from medseg.networks.precision import MODES
 from medseg.transforms.io import PICTURES
 from medseg.transforms.labels import read_label
 from medseg.weak import WeakLabels
@@ -194,22 +195,17 @@ class MethodConfig:
     init: str | None = None  # safetensors file whose matching layers initialise the network
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.epoch_iterations) < 1:
-            raise MedsegError(
-                f"iterations = {self.iterations} and epoch_iterations = {self.epoch_iterations} must be at least 1"
-            )
-        for key in ("seed", "workers", "cache_gb", "validate_every", "learning_rate"):
-            if not 0 <= getattr(self, key) < math.inf:  # NaN, too, is refused
-                raise MedsegError(f"{key} = {getattr(self, key)} must be a number from 0")
-        if not 0 <= self.validation_fraction < 1:
-            raise MedsegError(f"validation_fraction = {self.validation_fraction} is outside [0, 1)")
+        checks.counts(self, "iterations", "epoch_iterations")
+        checks.from_zero(self, "seed", "workers", "cache_gb", "validate_every", "learning_rate", "scale")
+        checks.below_one(self, "validation_fraction")
+        checks.choices(self, amp=MODES)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from plain values, converting strings to the fields' types.
 
         Raises:
-            MedsegError: unknown key (with the nearest known ones) or a value of the wrong type.
+            MedsegError: unknown key (with the nearest known ones), a value of the wrong type, or one out of its limits.
         """
         known = typing.get_type_hints(cls)
         names = [f.name for f in fields(cls)]
@@ -217,7 +213,16 @@ class MethodConfig:
             if key not in names:
                 near = difflib.get_close_matches(str(key), names, n=3) or sorted(names)
                 raise MedsegError(f"{cls.__name__} has no setting {key!r}; did you mean {', '.join(near)}?")
-        return cls(**{key: _convert(key, value, known[key]) for key, value in values.items()})
+        converted = {key: _convert(key, value, known[key]) for key, value in values.items()}
+        try:
+            return cls(**converted)
+        except MedsegError:
+            raise
+        except Exception as error:  # a check that its author did not think through must not look like a broken server
+            given = ", ".join(f"{key} = {value}" for key, value in converted.items())
+            raise MedsegError(
+                f"these settings do not work together ({type(error).__name__}: {error}): {given}"
+            ) from error
 
     def with_overrides(self, values: Mapping[str, Any]) -> Self:
         """A copy with some settings changed, checked like `from_dict`."""

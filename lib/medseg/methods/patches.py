@@ -27,12 +27,14 @@ from monai.transforms import (
 
 from medseg.cases import Case
 from medseg.errors import MedsegError, UnusableInputError
+from medseg.methods import checks
 from medseg.methods.base import Method, MethodConfig, Prediction, Sample
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
 
 AUGMENTATIONS = ("none", "flips", "contrast", "strong")
+SCHEDULES = ("constant", "poly", "cosine")
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,17 @@ class PatchConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augmentation not in AUGMENTATIONS:
-            raise MedsegError(f"augmentation = {self.augmentation!r} is unknown; choose one of {AUGMENTATIONS}")
-        if self.lr_schedule not in ("constant", "poly", "cosine"):
-            raise MedsegError(f"lr_schedule = {self.lr_schedule!r} is unknown; choose constant, poly or cosine")
-        if not 0 <= self.overlap < 1:
-            raise MedsegError(f"overlap = {self.overlap} is outside [0, 1)")
-        if min(self.stride, default=1) < 1:
-            raise MedsegError(f"stride = {self.stride} must hold positive numbers, voxels per axis")
-        if not 0 <= self.scale <= 4:
+        checks.choices(self, augmentation=AUGMENTATIONS, lr_schedule=SCHEDULES, dimension=(0, 2, 3))
+        checks.counts(self, "patch", "stride", "labelled_batch", "window_batch")
+        checks.shares(self, "foreground_crops")
+        checks.below_one(self, "overlap")
+        checks.from_zero(self, "channels")
+        if not self.patch:
+            raise MedsegError("patch is empty; give one length per axis, for example 112,112,80")
+        if self.scale > 4:
             raise MedsegError(f"scale = {self.scale} is outside [0, 4]; 0.5 is half resolution, 0 chooses")
-        if min(self.patch, default=0) < 1 or min(self.labelled_batch, self.window_batch) < 1:
-            raise MedsegError(
-                f"patch = {self.patch}, labelled_batch = {self.labelled_batch} and window_batch = {self.window_batch} "
-                "must be positive"
-            )
-        if self.spacing is not None and not all(0 < s < math.inf for s in self.spacing):
-            raise MedsegError(f"spacing = {self.spacing} must hold positive numbers, mm per voxel")
-        if not 0 <= self.foreground_crops <= 1:
-            raise MedsegError(f"foreground_crops = {self.foreground_crops} is outside [0, 1]; it is a share")
+        if self.spacing is not None:
+            checks.positive(self, "spacing")
 
     def window_overlap(self) -> float | tuple[float, ...]:
         """Overlap of the windows as MONAI's sliding window takes it: `int(patch * (1 - overlap))` is its step."""

@@ -88,7 +88,7 @@ def test_stride_needs_a_step_per_axis(tmp_path: Path) -> None:
     assert fit(case, stride="60,8,4").window_overlap() == (0.0, 1 - 8.5 / 24, 1 - 4.5 / 16)  # patch is 56 x 24 x 16
     with pytest.raises(MedsegError, match=r"stride \(8, 8\) has 2 steps but the images have 3 axes"):
         fit(case, stride="8,8")
-    with pytest.raises(MedsegError, match=r"stride = \(8, 0, 8\) must hold positive numbers"):
+    with pytest.raises(MedsegError, match=r"stride = \(8, 0, 8\) must be at least 1"):
         fit(case, stride="8,0,8")
 
 
@@ -110,8 +110,10 @@ def test_fit_skips_a_damaged_first_image(tmp_path: Path) -> None:
         ({"dimension": 2}, "dimension = 2, but the images have 3 axes"),
         ({"patch": "32,32"}, r"patch \(32, 32\) has 2 lengths but the images have 3 axes"),
         ({"spacing": "1,1"}, r"spacing \(1.0, 1.0\) has 2 values but the images have 3 axes"),
-        ({"spacing": "1,0,1"}, "must hold positive numbers"),
-        ({"patch": ()}, r"patch = \(\)"),
+        ({"spacing": "1,0,1"}, r"spacing = \(1.0, 0.0, 1.0\) must be positive"),
+        ({"patch": ()}, "patch is empty"),
+        ({"patch": "32,0,32"}, r"patch = \(32, 0, 32\) must be at least 1"),
+        ({"dimension": 4}, "dimension = 4 is unknown; choose one of 0, 2, 3"),
         ({"labelled_batch": 0}, "labelled_batch = 0"),
         ({"overlap": 1}, r"overlap = 1.0 is outside \[0, 1\)"),
         ({"scale": 5}, r"scale = 5.0 is outside \[0, 4\]"),

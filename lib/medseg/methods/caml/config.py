@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from medseg.errors import MedsegError
 from medseg.losses.segmentation import KINDS
+from medseg.methods import checks
 from medseg.methods.caml.correlation import CorrelationSettings
 from medseg.methods.caml.perturb import KINDS as PERTURBATIONS
 from medseg.methods.patches import PatchConfig
@@ -64,22 +65,17 @@ class CAMLConfig(PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("norm", self.norm, NORMS)
-        _check_choice("loss", self.loss, KINDS)
-        _check_choice("perturb", self.perturb, PERTURBATIONS)
+        checks.choices(self, norm=NORMS, loss=KINDS, perturb=PERTURBATIONS)
+        checks.counts(self, "unlabelled_batch", "width", "heads")
+        checks.counts(self, "occ_dim", "occ_rows", "occ_bins", "occ_memory", "occ_minimum", "bank_capacity")
+        checks.from_zero(self, "supervised_weight", "mutual_weight", "occ_weight", "anchor_weight", "copy_paste")
+        checks.from_zero(self, "bank_cases")
+        checks.positive(self, "mutual_temperature", "occ_temperature")
+        checks.shares(self, "ramp", "dropout", "attention_dropout", "drop_batch")
+        checks.below_one(self, "average")
         if (self.width * 8) % self.heads:
             raise MedsegError(f"heads = {self.heads} does not divide the {self.width * 8} channels of level 4")
-        if self.unlabelled_batch < 1:
-            raise MedsegError(f"unlabelled_batch = {self.unlabelled_batch} must be at least 1")
-        for key in ("mutual_temperature", "occ_temperature"):
-            if getattr(self, key) <= 0:
-                raise MedsegError(f"{key} = {getattr(self, key)} must be positive")
-        for key in ("ramp", "dropout", "attention_dropout", "drop_batch"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")
-        if not 0 <= self.average < 1:
-            raise MedsegError(f"average = {self.average} is outside [0, 1); it is the share kept at each iteration")
-        if not 1 <= self.occ_bins <= self.occ_rows:
+        if self.occ_bins > self.occ_rows:
             raise MedsegError(f"occ_bins = {self.occ_bins} is outside 1..occ_rows = {self.occ_rows}")
 
     @property
@@ -95,8 +91,3 @@ class CAMLConfig(PatchConfig):
             bins=self.occ_bins,
             anchors=256 if self.anchor_weight > 0 else 0,  # ours: as many as memory entries per class
         )
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise MedsegError(f"{key} = {value!r} is unknown; choose one of {', '.join(choices)}")

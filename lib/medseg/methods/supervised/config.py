@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medseg.errors import MedsegError
+from medseg.methods import checks
 from medseg.methods.patches import PatchConfig
 from medseg.networks.vnet import NORMS
 
 NETWORKS = ("unet", "vnet")
+LOSSES = ("dice_ce", "dice")
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class SupervisedConfig(PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network not in NETWORKS:
-            raise MedsegError(f"network = {self.network!r} is unknown; choose one of {', '.join(NETWORKS)}")
-        if self.norm not in NORMS:
-            raise MedsegError(f"norm = {self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
-        if self.width < 1 or not 0 <= self.dropout <= 1:
-            raise MedsegError(f"width = {self.width} must be at least 1 and dropout = {self.dropout} lie in [0, 1]")
-        if self.loss not in ("dice_ce", "dice"):
-            raise MedsegError(f"loss = {self.loss!r} is unknown; choose dice_ce or dice")
+        checks.choices(self, network=NETWORKS, norm=NORMS, loss=LOSSES)
+        checks.counts(self, "width")
+        checks.shares(self, "dropout")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from medseg.errors import MedsegError
@@ -32,8 +34,21 @@ def test_round_trip() -> None:
         ({"average": 1.0}, "average = 1.0"),
         ({"unlabelled_batch": 0}, "unlabelled_batch = 0"),
         ({"occ_bins": 0}, "occ_bins = 0"),
+        ({"occ_bins": 9, "occ_rows": 8}, "occ_bins = 9"),
+        ({"heads": 0}, "heads = 0 must be at least 1"),
+        ({"width": 0}, "width = 0 must be at least 1"),
+        ({"occ_dim": 0}, "occ_dim = 0"),
+        ({"occ_memory": 0}, "occ_memory = 0"),
+        ({"bank_capacity": 0}, "bank_capacity = 0"),
+        ({"bank_cases": -1}, "bank_cases = -1"),
+        ({"mutual_weight": math.nan}, "mutual_weight = nan must be a number from 0"),
+        ({"anchor_weight": -1}, "anchor_weight = -1"),
+        ({"supervised_weight": -2}, "supervised_weight = -2"),
+        ({"occ_weight": math.inf}, "occ_weight = inf"),
+        ({"occ_temperature": math.nan}, "occ_temperature = nan must be positive"),
+        ({"amp": "float16"}, "amp = 'float16'"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(MedsegError, match=message):
-        CAMLConfig(**values)  # type: ignore[arg-type]
+        CAMLConfig.from_dict(values)
