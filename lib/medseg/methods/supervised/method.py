@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -64,9 +65,15 @@ class Supervised(PatchMethod):
                 channels=[config.width * 2**level for level in range(5)],
                 strides=[2, 2, 2, 2],
                 num_res_units=2,
-                norm=config.norm.upper(),
+                norm=self._norm(),
             )
         )
+
+    def _norm(self) -> str | tuple[str, dict[str, int]]:
+        """The normalisation in MONAI's words; it normalises the classes, too, which the groups must divide as well."""
+        if self.config.norm != "group":
+            return self.config.norm
+        return "group", {"num_groups": math.gcd(8, self.config.width, self.classes)}
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         """One stream of labelled cases."""

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import MetaTensor
+from torch import nn
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
-from medseg.methods.supervised.config import SupervisedConfig
+from medseg.methods.supervised.config import NETWORKS, SupervisedConfig
 from medseg.methods.supervised.method import PaddedUNet, Supervised
+from medseg.networks.vnet import NORMS
 from medseg.phantoms.organs import make_organ
 
 
@@ -53,6 +55,21 @@ def test_network_follows_the_seed() -> None:
 
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_norm_goes_with_every_network(network: str, norm: str) -> None:
+    kinds = {"batch": nn.modules.batchnorm._BatchNorm, "instance": nn.modules.instancenorm._InstanceNorm}
+    others = {**kinds, "group": nn.GroupNorm}
+    wanted = others.pop(norm)
+    for width, labels in ((4, {"a": 1}), (6, {"a": 1, "b": 2})):
+        config = SupervisedConfig(dimension=2, channels=1, patch=(32, 32), network=network, norm=norm, width=width)
+        method = Supervised(config, labels)
+        layers = list(method.network.modules())
+        assert any(isinstance(layer, wanted) for layer in layers)
+        assert not any(isinstance(layer, tuple(others.values())) for layer in layers)
+        assert method.network.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 1 + len(labels), 32, 32)
 
 
 @pytest.mark.parametrize("grid", [(33, 17, 9), (16, 16, 16), (35, 51)])
