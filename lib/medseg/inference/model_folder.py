@@ -13,6 +13,7 @@ from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_atomically, write_json
 from medseg.methods import method_class
 from medseg.methods.base import Method
+from medseg.sources import code_hash
 
 FORMAT = 1
 
@@ -36,6 +37,7 @@ def describe(method: Method, extra: dict[str, Any] | None = None) -> dict[str, A
     return {
         "format": FORMAT,
         "medseg": __version__,
+        "code": code_hash(),
         "method": method.name,
         "labels": method.labels,
         "config": method.config.to_dict(),

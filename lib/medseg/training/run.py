@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ from medseg.methods import method_class
 from medseg.methods.base import Batch, Method, MethodConfig, StepOutput, TrainingSet
 from medseg.networks.measure import peak_mb
 from medseg.networks.precision import amp_dtype, autocast
+from medseg.sources import code_hash
+from medseg.stamps import case_stamps, changed_cases
 from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from medseg.training.data import CaseCache, IterationDataset, iteration_loader, readable
 from medseg.training.device import pick_device, process_group
 from medseg.training.initial import load_initial
-from medseg.training.processes import alive, stop_signals
+from medseg.training.processes import gone, stop_signals
 from medseg.training.progress import Progress
 from medseg.training.run_folder import RunFolder
 
@@ -54,6 +56,10 @@ FREE_SETTINGS = ("iterations", "workers", "cache_gb", "validate_every", "epoch_i
 
 class TrainingStoppedError(MedsegError):
     """The run was asked to stop; its checkpoint is written and `--resume` continues it."""
+
+
+class _InterruptedError(Exception):
+    """Leaves a validation that nobody waits for any more."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,11 @@ class Run:
         config = job.config
         self.progress = Progress(folder, config.iterations, config.epoch_iterations) if self.main else None
         self.history: list[dict[str, Any]] = []
-        self.stop_reason: str | None = None
+        self.wish: str | None = None  # why this process wants to end; the others do not know of it yet
+        self.stop_reason: str | None = None  # why all processes end, at the same iteration
         self.seconds_before = 0.0
+        self.code = [code_hash()]  # of every start that took part, oldest first
+        self.files = case_stamps(job.training)
         self.done = self.end = 0  # iterations done, and where the current stage ends
 
     def execute(self) -> dict[str, Any]:
@@ -158,8 +167,8 @@ class Run:
         return self._conclude(seconds)
 
     def stop(self, reason: str) -> None:
-        """End after the current iteration, with a checkpoint."""
-        self.stop_reason = reason
+        """Ask to end, with a checkpoint, at the next iteration at which all processes can agree on it."""
+        self.wish = self.wish or reason
 
     def report_end(self, state: str, error: str) -> None:
         """Leave the reason where people look."""
@@ -180,9 +189,9 @@ class Run:
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
         if len(self.method.stages()) > 1:  # a later stage may use what the first one does not
             used = {case.id for case in job.training}
-        reading = self.progress.reading(len(used) + len(job.validation)) if self.progress else None
-        training, skipped = readable(self.cache, [case for case in job.training if case.id in used], reading)
-        validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation, reading)
+        tick = self._reading(len(used) + len(job.validation))
+        training, skipped = readable(self.cache, [case for case in job.training if case.id in used], tick)
+        validation, skipped_validation = readable(CaseCache(self.method, 0.0), job.validation, tick)
         self.training, self.validation = tuple(training), tuple(validation)
         self.skipped = skipped + skipped_validation
         if self.progress:
@@ -193,6 +202,17 @@ class Run:
                 f"none of the {labelled} labelled cases can be used; the first: {skipped[0]['reason']}"
             )
         self._build()
+
+    def _reading(self, total: int) -> Callable[[], None]:
+        """What happens after every image that is read before the first iteration."""
+        told = self.progress.reading(total) if self.progress else lambda: None
+
+        def tick() -> None:
+            told()
+            if reason := gone(self.job.watch_pids):
+                raise TrainingStoppedError(f"training stopped while it read images because {reason}")
+
+        return tick
 
     def _build(self) -> None:
         config = self.method.config
@@ -239,11 +259,7 @@ class Run:
             if start < end and not self.stop_reason:
                 self._enter_stage(begin)
                 self._run_span(max(begin, start), end)
-        if self.stop_reason and self.done < config.iterations:
-            raise TrainingStoppedError(
-                f"training stopped at iteration {self.done} of {config.iterations} because "
-                f"{self.stop_reason}; its checkpoint is kept, resume continues it"
-            )
+        self._end_if_asked()
 
     def _run_span(self, start: int, end: int) -> None:
         """Iterations `start` to `end`, with the batches of the current stage."""
@@ -322,9 +338,11 @@ class Run:
         result = None
         if self.main and self.validation:
             state = random_state()
-            result = evaluate(Predictor(self.method, str(self.device)), self.validation)
+            with contextlib.suppress(_InterruptedError):
+                result = evaluate(Predictor(self.method, str(self.device)), self.validation, self._interrupt)
             self.method.network.train()
             set_random_state(state)  # watching a run must not change it
+        if result:
             summary = {"iteration": done, "quality": result.quality, **result.mean}
             self.history.append({"iteration": done, "validation": result.quality})
             assert self.progress is not None
@@ -333,14 +351,31 @@ class Run:
             idist.barrier()
         return result
 
+    def _interrupt(self, *_: object) -> None:
+        if self._wants_to_end():
+            raise _InterruptedError
+
+    def _wants_to_end(self) -> bool:
+        """Whether a signal came or nobody is left whom this process works for."""
+        if reason := gone(self.job.watch_pids):
+            self.stop(reason)
+        return self.wish is not None
+
     def _watch(self) -> None:
-        gone = next((pid for pid in self.job.watch_pids if not alive(pid)), None)
-        if gone is not None:
-            self.stop_reason = f"process {gone}, which asked for it, is gone"
-        if idist.get_world_size() > 1:  # all processes must stop at the same iteration
-            flag = torch.tensor(1.0 if self.stop_reason else 0.0, device=self.device)
-            if float(idist.all_reduce(flag)) > 0 and not self.stop_reason:
-                self.stop_reason = "another process of the run was asked to stop"
+        """Ask all processes whether one wants to end: they must do so at the same iteration, or they wait for ever."""
+        asked = self._wants_to_end()
+        if idist.get_world_size() > 1:
+            flag = torch.tensor(float(asked), device=self.device)
+            asked = float(idist.all_reduce(flag)) > 0
+        if asked:
+            self.stop_reason = self.wish or "another process of the run was asked to stop"
+
+    def _end_if_asked(self) -> None:
+        if self.stop_reason:
+            raise TrainingStoppedError(
+                f"training stopped at iteration {self.done} of {self.method.config.iterations} because "
+                f"{self.stop_reason}; its checkpoint is kept, resume continues it"
+            )
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -358,11 +393,22 @@ class Run:
         text = json.dumps([self.job.method, settings, self.job.labels, cases], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _differs(self) -> MedsegError:
-        return MedsegError(
-            f"the run in {self.folder.path} was made with other settings or other cases; "
-            "start anew without --resume or choose another --out"
-        )
+    def _refuse_differences(self, same: bool, files: dict[str, str]) -> None:
+        """Nothing that was made from something else is continued or passed off as what is asked for.
+
+        Args:
+            same: whether settings and cases agree.
+            files: `case_stamps` of what was learnt from; empty in what earlier versions left.
+        """
+        way_out = "start anew without --resume or choose another --out"
+        if not same:
+            raise MedsegError(f"the run in {self.folder.path} was made with other settings or other cases; {way_out}")
+        if changed := changed_cases(files, self.files):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise MedsegError(
+                f"the run in {self.folder.path} learnt from {changed[0]}{more} before its files or weak labels were "
+                f"changed; {way_out}"
+            )
 
     def _save_checkpoint(self, done: int) -> None:
         state = self.method.network.state_dict()
@@ -380,6 +426,8 @@ class Run:
                 "scaler": self.scaler.state_dict(),
                 "random": random_state(),
                 "fingerprint": self._fingerprint(),
+                "files": self.files,
+                "code": self.code,
                 "history": self.history,
                 "seconds": self.progress.seconds(self.seconds_before) if self.progress else 0.0,
                 "description": describe(self.method),
@@ -391,8 +439,7 @@ class Run:
         content = load_checkpoint(self.folder.checkpoint)
         if content is None:
             return 0
-        if content["fingerprint"] != self._fingerprint():
-            raise self._differs()
+        self._refuse_differences(content["fingerprint"] == self._fingerprint(), content.get("files", {}))
         self.method.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
@@ -400,16 +447,28 @@ class Run:
         set_random_state(content["random"])
         self.history = list(content["history"])
         self.seconds_before = float(content["seconds"])
+        self.code = list(dict.fromkeys([*content.get("code", ["unknown"]), *self.code]))
         log.info("resuming at iteration %d", content["iteration"])
+        self._tell_changes(content["description"]["config"]["iterations"])
         return int(content["iteration"])
+
+    def _tell_changes(self, iterations: int) -> None:
+        """What may change when a run resumes, and still makes it another one than the same request from the start."""
+        asked = self.method.config.iterations
+        if iterations != asked:
+            log.warning(
+                "iterations changed from %d to %d: schedules and stages that follow the budget are stretched from here "
+                "on, so this is not the run that %d iterations from the start would be", iterations, asked, asked,
+            )  # fmt: skip
+        if len(self.code) > 1:
+            log.warning("the run began with other sources of medseg (%s) than these (%s)", *self.code[-2:])
 
     def _finished(self) -> dict[str, Any] | None:
         """The metrics of a run that is already complete."""
         metrics: dict[str, Any] | None = read_json(self.folder.metrics)
         if metrics and self.folder.weights.exists() and metrics["iterations"] >= self.job.config.iterations:
             request = self._request()
-            if metrics.get("request", request) != request:
-                raise self._differs()
+            self._refuse_differences(metrics.get("request", request) == request, metrics.get("files", {}))
             log.info("%s is already complete", self.folder.path)
             return metrics
         return None
@@ -426,6 +485,8 @@ class Run:
     def _conclude(self, seconds: float) -> dict[str, Any]:
         peak = peak_mb(self.device)
         evaluation = self._validate(self.method.config.iterations)
+        self._watch()
+        self._end_if_asked()
         metrics = {
             "method": self.job.method,
             "iterations": self.method.config.iterations,
@@ -439,6 +500,8 @@ class Run:
             "skipped": self.skipped,
             "validation": evaluation.to_dict() if evaluation else None,
             "request": self._request(),
+            "files": self.files,
+            "code": self.code,
             "history": self.history,
         }
         if self.main:

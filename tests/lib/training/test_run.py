@@ -21,8 +21,10 @@ from medseg.methods.caml.config import CAMLConfig
 from medseg.methods.caml.method import CAML
 from medseg.methods.supervised.config import SupervisedConfig
 from medseg.methods.supervised.method import Supervised
+from medseg.sources import code_hash
 from medseg.training import run as run_module
 from medseg.training.run import TrainingJob, TrainingStoppedError, alive, explain, pick_device, train
+from medseg.weak import WeakLabels
 
 SMALL = {"patch": (16, 16, 16), "width": 4, "amp": "off", "iterations": 12, "epoch_iterations": 3}
 
@@ -97,8 +99,17 @@ def test_seed_changes_it(phantoms: Path, calm: Path, tmp_path: Path) -> None:
 
 
 def stop_after_one(of: TrainingJob) -> None:
-    with pytest.raises(TrainingStoppedError, match="which asked for it, is gone; its checkpoint is kept"):
-        train(replace(of, watch_pids=(gone_pid(),)))
+    usual = Run._after_iteration
+
+    def ask_first(run: Run, engine: Engine) -> None:
+        run.stop("a test asked for it")
+        usual(run, engine)
+
+    with (
+        patch.object(Run, "_after_iteration", ask_first),
+        pytest.raises(TrainingStoppedError, match="because a test asked for it; its checkpoint is kept"),
+    ):
+        train(of)
 
 
 @pytest.mark.parametrize(("damage", "resumed"), [("newest", 1), ("both", 0), ("none", 2)])
@@ -131,6 +142,54 @@ def test_resuming_with_other_settings_is_one_sentence(phantoms: Path, calm: Path
         train(replace(other_cases, training=other_cases.training[1:], resume=True))
     train(replace(job(phantoms, tmp_path), resume=True))
     assert same_weights(calm, tmp_path)
+
+
+def relabelled(of: TrainingJob, folder: Path) -> TrainingJob:
+    """The same job with a copy of its first label, which a test may correct."""
+    folder.mkdir()
+    case = of.training[0]
+    label = folder / case.label.name
+    label.write_bytes(case.label.read_bytes())
+    return replace(of, training=(replace(case, label=label), *of.training[1:]))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_whose_label_was_corrected_is_not_continued(phantoms: Path, tmp_path: Path, finished: bool) -> None:
+    of = relabelled(job(phantoms, tmp_path / "run", iterations=3), tmp_path / "labels")
+    if finished:
+        train(of)
+    else:
+        stop_after_one(of)
+    label = of.training[0].label
+    os.utime(label, ns=(1, 1))
+
+    with pytest.raises(MedsegError, match=r"learnt from organ_001 before its files or weak labels were changed; start"):
+        train(replace(of, resume=True))
+    weak = replace(of.training[1], weak=WeakLabels(extent={"1": 3.0}))
+    with pytest.raises(MedsegError, match="learnt from organ_001 and 1 more before"):
+        train(replace(of, resume=True, training=(of.training[0], weak, *of.training[2:])))
+
+
+def test_longer_budget_is_told_when_a_run_resumes(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_after_one(job(phantoms, tmp_path, iterations=3))
+    train(replace(job(phantoms, tmp_path, iterations=3), resume=True))
+    assert "iterations changed" not in caplog.text
+
+    train(replace(job(phantoms, tmp_path, iterations=4), resume=True))
+
+    assert "iterations changed from 3 to 4: schedules and stages that follow the budget are stretched" in caplog.text
+
+
+def test_run_tells_the_code_of_every_start(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after_one(job(phantoms, tmp_path, iterations=3))
+    monkeypatch.setattr(run_module, "code_hash", lambda: "newer")
+
+    metrics = train(replace(job(phantoms, tmp_path, iterations=3), resume=True))
+
+    assert metrics["code"] == [code_hash(), "newer"]
+    assert read_json(tmp_path / "config.json")["code"] == code_hash()
 
 
 def test_finished_run_is_not_repeated_and_not_passed_off_as_another(phantoms: Path, tmp_path: Path) -> None:
