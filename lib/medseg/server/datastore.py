@@ -6,10 +6,11 @@ the interface that MONAI Label calls. Whatever names an image, a tag or a file i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +214,8 @@ class MedsegDatastore(LocalDatastore):
             if holds_mask(tag, file):
                 file, facts = self._apply_contract(identifier, tag, file, info, Path(staging))
                 info = {**info, **facts}
-            with self._store.writing():
-                self._put_label(identifier, tag, file, info)
+            with self._published(identifier, tag, file, info) as known, self._store.writing():
+                self._put_label(identifier, tag, file, known)
         self._last_saved[identifier] = tag
         return identifier
 
@@ -271,10 +272,11 @@ class MedsegDatastore(LocalDatastore):
             NotFoundError: no such image or version.
         """
         identifier, tag = check_image_id(image_id), check_tag(label_tag)
-        with self._store.writing():
-            version = self._history.version(tag, identifier, number)
-            info = {**version.info, "client_id": author or version.author, "restored_from": number}
-            self._put_label(identifier, tag, version.file, info)
+        self._find(identifier)
+        version = self._history.version(tag, identifier, number)
+        info = {**version.info, "client_id": author or version.author, "restored_from": number}
+        with self._published(identifier, tag, version.file, info) as known, self._store.writing():
+            self._put_label(identifier, tag, version.file, known)
 
     # lists
 
@@ -328,6 +330,11 @@ class MedsegDatastore(LocalDatastore):
         infos = [record.labels[FINAL].info for record in self._datastore.objects.values() if FINAL in record.labels]
         image = Path(self.get_image_uri(image_id))
         return conform(file, image, image_id, tag, info, self._names, usual_labels(infos), staging)
+
+    @contextlib.contextmanager
+    def _published(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Around a save, outside `writing`: what takes long must not hold the lock. The info to save."""
+        yield info
 
     def _put_label(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> None:
         """Within `writing`: put a label file in place of the present one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Archive:
 
     Args:
         url: its root, `http://127.0.0.1:8042/dicom-web`.
-        filters: further conditions on series, DICOM keyword -> value.
+        filters: further conditions on series of images, DICOM keyword -> value.
         session: HTTP session; None: one with the credentials of MONAI Label's settings.
     """
 
@@ -75,7 +75,20 @@ class Archive:
         )
         self._client.set_http_retry_params(retry=False)  # it would repeat for a minute while an annotator waits
 
-    def series(self, **conditions: str) -> list[SeriesEntry]:
+    def images(self) -> list[SeriesEntry]:
+        """Series that pass the filters. Labels are looked for with `series`: a filter says which images count."""
+        return self.series(**self._filters)
+
+    def check(self) -> None:
+        """Ask for one series.
+
+        Raises:
+            ConflictError: nobody answers at the address, or nobody who speaks DICOMweb.
+        """
+        with self._speaking():
+            self._search({}, limit=1)
+
+    def series(self, **conditions: Any) -> list[SeriesEntry]:
         """All series that fulfil the conditions, in pages.
 
         Raises:
@@ -84,9 +97,7 @@ class Archive:
         found: dict[str, SeriesEntry] = {}
         with self._speaking():
             while True:
-                page = self._client.search_for_series(
-                    search_filters={**self._filters, **conditions}, fields=FIELDS, limit=PAGE, offset=len(found)
-                )
+                page = self._search(conditions, limit=PAGE, offset=len(found))
                 entries = [entry for item in page if (entry := _entry(Dataset.from_json(item))) is not None]
                 fresh = {entry.uid: entry for entry in entries if entry.uid not in found}
                 found.update(fresh)
@@ -98,8 +109,9 @@ class Archive:
 
         Raises:
             ConflictError: the archive does not answer.
+            NotFoundError: the series is not there any more.
         """
-        with self._speaking():
+        with self._speaking(f"series {entry.uid}"):
             return [Dataset.from_json(item) for item in self._client.retrieve_series_metadata(entry.study, entry.uid)]
 
     def objects(self, entry: SeriesEntry) -> Iterator[Dataset]:
@@ -136,6 +148,19 @@ class Archive:
             reason = failed[0].get("FailureReason", "unknown")
             raise ConflictError(f"the archive {self.url} refused the segmentation (DICOM failure reason {reason})")
 
+    def _search(self, conditions: Mapping[str, Any], limit: int, offset: int | None = None) -> list[dict[str, Any]]:
+        found = self._client.search_for_series(
+            search_filters=dict(conditions), fields=FIELDS, limit=limit, offset=offset
+        )
+        if not all(isinstance(item, dict) for item in found):  # Orthanc's own interface answers with its ids
+            raise self._no_root()
+        return found
+
+    def _no_root(self) -> ConflictError:
+        return ConflictError(
+            f"{self.url} is no DICOMweb root; Orthanc's is http://ADDRESS:8042/dicom-web; correct --studies"
+        )
+
     @contextmanager
     def _speaking(self, what: str = "") -> Iterator[None]:
         try:
@@ -144,11 +169,15 @@ class Archive:
             status = error.response.status_code if error.response is not None else "?"
             if status == 404 and what:
                 raise NotFoundError(f"the archive {self.url} has no {what}") from error
+            if status == 404:
+                raise self._no_root() from error
             raise ConflictError(f"the archive {self.url} answered with HTTP status {status}; see its log") from error
         except InvalidDicomError as error:
             raise UnusableInputError(
                 f"the archive {self.url} sent {what or 'something'} that is no DICOM file"
             ) from error
+        except requests.JSONDecodeError as error:
+            raise self._no_root() from error
         except requests.RequestException as error:
             raise ConflictError(
                 f"the archive {self.url} does not answer ({type(error).__name__}); start it, or correct --studies"

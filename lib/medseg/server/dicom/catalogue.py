@@ -13,8 +13,7 @@ from typing import Any
 from medseg.files import read_json, write_json
 from medseg.server.dicom.archive import SeriesEntry
 
-LABEL, OLDER, REFUSED, FOREIGN = "label", "older", "refused", "foreign"
-STATES = (LABEL, OLDER, REFUSED, FOREIGN)
+LABEL, OLDER, REFUSED, FOREIGN, REMOVED = "label", "older", "refused", "foreign", "removed"
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class SegRecord:
     """What became of one segmentation series.
 
     Attributes:
-        image: id of its image; empty for foreign ones.
+        image: id of its image.
         state: `label`: it is or was the case's label; `older`: a newer one was there when it was found; `refused`;
-            `foreign`: it belongs to no image of this study.
+            `foreign`: its image is not in this study; `removed`: somebody removed the label here.
         why: a sentence, where it was refused.
         study: Study Instance UID, to fetch it by.
     """

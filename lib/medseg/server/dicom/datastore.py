@@ -13,7 +13,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInp
 from medseg.files import read_json, write_json
 from medseg.server.datastore import MedsegDatastore
 from medseg.server.dicom.archive import Archive, SeriesEntry
-from medseg.server.dicom.catalogue import FOREIGN, LABEL, OLDER, REFUSED, SegRecord
+from medseg.server.dicom.catalogue import FOREIGN, LABEL, OLDER, REFUSED, REMOVED, SegRecord
 from medseg.server.dicom.codes import LabelCodes
 from medseg.server.dicom.folders import ARCHIVED, IMAGE_SUFFIX, ArchiveFolders
 from medseg.server.dicom.grid import SeriesGrid
+from medseg.server.dicom.records import image_added, label_of
 from medseg.server.dicom.seg_read import SegFacts, label_info, read_segmentation, seg_facts
 from medseg.server.dicom.seg_write import SegmentationFacts, segmentation
 from medseg.server.dicom.series import read_series
@@ -87,6 +88,7 @@ class DicomWebDatastore(MedsegDatastore):
         self._codes = codes or LabelCodes()
         self._looks = auto_reload
         self._looking = threading.Lock()
+        self._sending: set[str] = set()
         self._next_look = 0.0
         folders = ArchiveFolders(folder)
         self._folders: ArchiveFolders = folders
@@ -158,13 +160,24 @@ class DicomWebDatastore(MedsegDatastore):
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Path of a label on its image's grid; fetched from the archive where it is not here yet.
 
-        Empty where the image has none under this tag, or where the archive's turns out to be unusable.
+        Empty where the image has none under this tag, or where nothing usable lies in the archive.
         """
         path = super().get_label_uri(label_id, label_tag)
-        if path and not Path(path).exists():
+        while path and not Path(path).exists():  # one that turns out to be unusable gives way to the one before it
             self._fetch_label(check_image_id(label_id), check_tag(label_tag))
             path = super().get_label_uri(label_id, label_tag)
         return path
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label here. Its segmentation stays in the archive, and does not count here any more.
+
+        Raises:
+            NotFoundError: no such label.
+        """
+        place = self.get_label_info(label_id, label_tag).get(ARCHIVED)
+        super().remove_label(label_id, label_tag)
+        if place:
+            self._note(SeriesEntry(place["series"], place["study"], "SEG"), label_id, REMOVED)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Pairs of image and final label."""
@@ -179,15 +192,24 @@ class DicomWebDatastore(MedsegDatastore):
             self._look()
         super().refresh()
 
-    def take_up(self, author: str = "") -> list[str]:
-        """Take up, with their voxels, segmentations that were stored just now; the images they label.
+    @contextlib.contextmanager
+    def storing(self, series: Collection[str]) -> Iterator[None]:
+        """While series go to the archive, a look at it leaves them to whoever sends them."""
+        self._sending.update(series)
+        try:
+            yield
+        finally:
+            self._sending.difference_update(series)
+
+    def take_up(self, series: Collection[str], author: str = "") -> list[str]:
+        """Take up, with their voxels, segmentations that were stored just now; the images that got a label.
 
         Args:
+            series: their Series Instance UIDs.
             author: who stored them, where that is known better than they tell.
         """
         with self._looking:
-            labelled = self._look(author)
-        return [image for image in labelled if self.get_label_uri(image, FINAL)]
+            return self._look(series, author)
 
     def dicom_seg(self, image_id: str, mask_file: Path, facts: SegmentationFacts, labels: Mapping[str, int]) -> Dataset:
         """A mask on an image's grid as a DICOM SEG.
@@ -224,17 +246,18 @@ class DicomWebDatastore(MedsegDatastore):
         info = self.get_label_info(image_id, tag)
         place = info.get(ARCHIVED) or {}
         entry = SeriesEntry(place.get("series", ""), place.get("study", ""), "SEG")
+        self.get_image_uri(image_id)  # an image that cannot be read is no fault of its label
         try:
             self._place(image_id, tag, entry, info)
         except (UnusableInputError, NotFoundError) as error:
-            logger.warning("segmentation %s of image %s is not used: %s", entry.uid, image_id, error)
-            with self._store.writing():
-                self._note(entry, image_id, REFUSED, str(error))
-                self._store.commit(make_entry("label_removed", image=image_id, tag=tag))
+            self._refuse(entry, image_id, error)
+            self._give_way(image_id, entry.uid)
 
     def _place(self, image_id: str, tag: str, entry: SeriesEntry, info: Mapping[str, Any]) -> None:
         grid, _ = self.source(image_id)
-        ds = next(self.archive.objects(entry))
+        ds = next(self.archive.objects(entry), None)
+        if ds is None:
+            raise NotFoundError(f"the archive {self.archive.url} has no objects of series {entry.uid}")
         read = read_segmentation(ds, grid)
         mask = read.mask if grid.placed else MetaTensor(read.mask.as_tensor()[..., 0])  # a radiograph is 2D
         with tempfile.TemporaryDirectory(prefix="medseg-label-") as staging:
@@ -243,30 +266,33 @@ class DicomWebDatastore(MedsegDatastore):
             placed, facts = self._apply_contract(image_id, tag, file, stated, Path(staging))
             facts["remarks"] = [*read.remarks, *facts["remarks"]]
             with self._store.writing():
-                super()._put_label(image_id, tag, placed, {**info, **facts})
-        logger.info("segmentation %s is the label of image %s", entry.uid, image_id)
+                self._put_label(image_id, tag, placed, {**info, **facts})
 
     # saving
 
-    def _put_label(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _published(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """A finished label goes to the archive first: what was acknowledged can be read on another machine."""
-        if tag == FINAL:
-            info = {**info, ARCHIVED: self._send(image_id, file, info)}
-        super()._put_label(image_id, tag, file, info)
-
-    def _send(self, image_id: str, file: Path, info: Mapping[str, Any]) -> dict[str, str]:
-        labels = info.get("label_names") or self.labels
+        if tag != FINAL:
+            yield info
+            return
         facts = SegmentationFacts(
             author=signer(info),
             description=str(info.get("description") or "medseg"),
             model=str(info.get("model") or "medseg"),
             algorithm="SEMIAUTOMATIC" if info.get("model") else "MANUAL",
         )
-        ds = self.dicom_seg(image_id, file, facts, labels)
-        self.archive.store(ds)
-        entry = SeriesEntry(str(ds.SeriesInstanceUID), str(ds.StudyInstanceUID), "SEG")
-        self._note(entry, image_id, LABEL)
-        return {"series": entry.uid, "instance": str(ds.SOPInstanceUID), "study": entry.study}
+        ds = self.dicom_seg(image_id, file, facts, info.get("label_names") or self.labels)
+        told = seg_facts(ds)
+        with self.storing((told.series,)):
+            self.archive.store(ds)
+            place = {"series": told.series, "instance": told.instance, "study": str(ds.StudyInstanceUID)}
+            yield {**info, ARCHIVED: place, "created": told.created}
+
+    def _put_label(self, image_id: str, tag: str, file: Path, info: Mapping[str, Any]) -> None:
+        if place := info.get(ARCHIVED):
+            self._note(SeriesEntry(place["series"], place["study"], "SEG"), image_id, LABEL)
+        super()._put_label(image_id, tag, file, info)
 
     def _keep_version(self, image_id: str, tag: str, snapshot: Snapshot) -> None:
         """A label that was never fetched lies in the archive, which keeps it; one that is here goes to the history."""
@@ -297,26 +323,30 @@ class DicomWebDatastore(MedsegDatastore):
         finally:
             self._looking.release()
 
-    def _look(self, author: str = "") -> list[str]:
-        """Take up what is new in the archive; the images that got a label."""
+    def _look(self, stored: Collection[str] = (), author: str = "") -> list[str]:
+        """Take up what is new in the archive, some of it stored just now; the images that got a label."""
         started = time.monotonic()
-        entries = self.archive.series()
-        images = {e.uid: e for e in entries if e.modality in self._modalities}
-        segs = {e.uid: e for e in entries if e.modality == "SEG"}
-        unknown = [e for uid, e in segs.items() if uid not in self._folders.catalogue.segmentations]
-        found = sorted(self._facts(unknown), key=lambda item: item[1].created)  # names are numbered in their order
+        segs = {e.uid: e for e in self.archive.series(Modality="SEG")}
+        images = {e.uid: e for e in self.archive.images() if e.modality in self._modalities}
         with self._store.writing():
             self._folders.catalogue.set_images(images)
         with self._store.writing():  # entered anew, the store sees the new list
             new = [entry for entry in images.values() if not self._registered(entry)]
             if new:
-                self._store.commit(*(_added(entry) for entry in new))
-            labelled = [image for entry, facts in found if (image := self._take(entry, facts, found, author))]
+                self._store.commit(*(image_added(entry) for entry in new))
+        labelled = self._choose([entry for entry in segs.values() if self._is_new(entry)], stored, author)
         for image in labelled:
             self.on_label(image)
         self._retire_vanished(segs)
         self._next_look = time.monotonic() + max(LOOK_EVERY, LOOK_SHARE * (time.monotonic() - started))
         return labelled
+
+    def _is_new(self, entry: SeriesEntry) -> bool:
+        """Whether a segmentation was not looked at before, or its image has only come since."""
+        catalogue = self._folders.catalogue
+        record = catalogue.segmentations.get(entry.uid)
+        known = record is not None and not (record.state == FOREIGN and record.image in catalogue.images)
+        return not known and entry.uid not in self._sending
 
     def _registered(self, entry: SeriesEntry) -> bool:
         record = self._store.snapshot().model.objects.get(entry.uid)
@@ -330,49 +360,59 @@ class DicomWebDatastore(MedsegDatastore):
                 if metadata:
                     yield entry, seg_facts(metadata[0])
 
-    def _take(
-        self, entry: SeriesEntry, facts: SegFacts, found: Sequence[tuple[SeriesEntry, SegFacts]], author: str
-    ) -> str | None:
-        """Within `writing`: decide what a new segmentation is; the image that it labels."""
-        if entry.uid in self._folders.catalogue.segmentations:
-            return None  # saved by ourselves in the meantime
+    def _choose(self, entries: Sequence[SeriesEntry], stored: Collection[str] = (), author: str = "") -> list[str]:
+        """Of each image's segmentations, the newest that can be used becomes the label; the images that got one."""
+        found: dict[str, list[tuple[SeriesEntry, SegFacts]]] = {}
+        for entry, facts in sorted(self._facts(entries), key=lambda item: (item[1].created, item[1].series)):
+            found.setdefault(facts.image, []).append((entry, facts))  # names are numbered in this order
+        labelled = []
+        for image, segs in found.items():
+            segs.reverse()
+            for entry, facts in sorted(segs, key=lambda item: item[0].uid not in stored):
+                if image in labelled:
+                    self._note(entry, image, OLDER)
+                elif self._take(entry, facts, entry.uid in stored, author):
+                    labelled.append(image)
+        return labelled
+
+    def _take(self, entry: SeriesEntry, facts: SegFacts, just_stored: bool, author: str) -> bool:
+        """Decide what a segmentation is; whether it is its image's label now.
+
+        A label whose voxels are here is replaced only by one whose voxels were read.
+        """
         if facts.image not in self._folders.catalogue.images:
-            self._note(entry, "", FOREIGN)
-            return None
-        newer = [
-            f for _, f in found if f.image == facts.image and (f.created, f.series) > (facts.created, facts.series)
-        ]
-        if newer:
+            self._note(entry, facts.image, FOREIGN)
+            return False
+        snapshot, record = self._find(facts.image)
+        present = record.labels[FINAL].info if FINAL in record.labels else {}
+        if facts.created < str(present.get("created") or "") and not just_stored:
             self._note(entry, facts.image, OLDER)
-            return None
+            return False
+        file = snapshot.label_file(facts.image, FINAL)
+        known_by = (author or facts.author or self.holder(facts.image)) if just_stored else facts.author
+        info = label_of(entry, facts, known_by)
         try:
             self._names.resolve(list(facts.names.values()))
-        except UnusableInputError as error:
-            logger.warning("segmentation %s of image %s is not used: %s", entry.uid, facts.image, error)
-            self._note(entry, facts.image, REFUSED, str(error))
-            return None
-        self._register(entry, facts, author or facts.author or self.holder(facts.image))
-        return facts.image
+            if just_stored or (file is not None and file.exists()):
+                self._place(facts.image, FINAL, entry, info)
+            else:
+                self._register(entry, facts.image, info)
+        except (UnusableInputError, NotFoundError) as error:
+            self._refuse(entry, facts.image, error)
+            return False
+        logger.info("segmentation %s by %s labels image %s", entry.uid, known_by or "unknown", facts.image)
+        return True
 
-    def _register(self, entry: SeriesEntry, facts: SegFacts, author: str) -> None:
-        """Within `writing`: a segmentation becomes the finished label; its voxels are fetched when they are needed."""
-        snapshot, _ = self._find(facts.image)
-        self._keep_version(facts.image, FINAL, snapshot)
-        present = snapshot.label_file(facts.image, FINAL)
-        if present is not None:
-            present.unlink(missing_ok=True)
-        info = {
-            ARCHIVED: {"series": entry.uid, "instance": facts.instance, "study": entry.study},
-            "author": author,
-            "client_id": author,
-            "created": facts.created,
-            "description": facts.description,
-            "ts": int(time.time()),
-        }
-        fields = {"image": facts.image, "tag": FINAL, "ext": IMAGE_SUFFIX, "author": author}
-        self._note(entry, facts.image, LABEL)
-        self._store.commit(make_entry("label_saved", **fields, info=info))
-        logger.info("segmentation %s by %s labels image %s", entry.uid, author or "unknown", facts.image)
+    def _register(self, entry: SeriesEntry, image_id: str, info: Mapping[str, Any]) -> None:
+        """A segmentation becomes the finished label; its voxels are fetched when they are needed."""
+        with self._store.writing():
+            self._note(entry, image_id, LABEL)
+            fields = {"image": image_id, "tag": FINAL, "ext": IMAGE_SUFFIX, "author": info["author"]}
+            self._store.commit(make_entry("label_saved", **fields, info=dict(info)))
+
+    def _refuse(self, entry: SeriesEntry, image_id: str, error: Exception) -> None:
+        logger.warning("segmentation %s of image %s is not used: %s", entry.uid, image_id, error)
+        self._note(entry, image_id, REFUSED, str(error))
 
     def _retire_vanished(self, segs: Mapping[str, SeriesEntry]) -> None:
         """Labels whose segmentation somebody removed from the archive do not count any more; the history keeps them."""
@@ -381,25 +421,20 @@ class DicomWebDatastore(MedsegDatastore):
             if not place or place["series"] in segs or self.archive.series(SeriesInstanceUID=place["series"]):
                 continue
             logger.warning("the segmentation of image %s is not in the archive any more", image)
-            with self._store.writing():
-                self._retire(image, FINAL, self._store.snapshot())
-                self._store.commit(make_entry("label_removed", image=image, tag=FINAL))
+            self._give_way(image, place["series"])
+
+    def _give_way(self, image_id: str, uid: str) -> None:
+        """A segmentation is its image's label no more; the newest other one that can be used takes its place."""
+        with self._store.writing():
+            place = self.get_label_info(image_id, FINAL).get(ARCHIVED) or {}
+            if place.get("series") != uid:
+                return  # another one has taken its place meanwhile
+            self._retire(image_id, FINAL, self._store.snapshot())
+            self._store.commit(make_entry("label_removed", image=image_id, tag=FINAL))
+        known = self._folders.catalogue.segmentations.items()
+        others = [key for key, r in known if r.image == image_id and r.state in (LABEL, OLDER) and key != uid]
+        self._choose([SeriesEntry(key, self._folders.catalogue.segmentations[key].study, "SEG") for key in others])
 
     def _note(self, entry: SeriesEntry, image: str, state: str, why: str = "") -> None:
-        self._folders.catalogue.set_segmentation(entry.uid, SegRecord(image, state, why, entry.study))
-
-
-def _added(entry: SeriesEntry) -> dict[str, Any]:
-    """Journal entry of a new image, with the identifiers that viewers open it by."""
-    info = {
-        "SeriesInstanceUID": entry.uid,
-        "StudyInstanceUID": entry.study,
-        "PatientID": entry.patient,
-        "Modality": entry.modality,
-        "StudyDate": entry.date,
-        "SeriesDescription": entry.description,
-        "patient": entry.patient or entry.study,
-        "ts": int(time.time()),
-        "name": f"{entry.uid}{IMAGE_SUFFIX}",
-    }
-    return make_entry("image_added", image=entry.uid, ext=IMAGE_SUFFIX, info=info, found=True)
+        with self._store.writing():
+            self._folders.catalogue.set_segmentation(entry.uid, SegRecord(image, state, why, entry.study))

@@ -7,8 +7,11 @@ answer.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator, Mapping
+from email.message import Message as HeaderMessage
 from typing import Any
 
 import anyio
@@ -16,9 +19,11 @@ import requests
 from fastapi import APIRouter, Depends, Request
 from monailabel.config import settings as monai_settings
 from monailabel.endpoints.user.auth import RBAC
+from pydicom import dcmread
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
+from medseg.errors import MedsegError
 from medseg.server.accounts import author_of
 from medseg.server.dicom.datastore import DicomWebDatastore
 
@@ -71,11 +76,30 @@ def _archive_of(app: Any) -> DicomWebDatastore:
 
 def _write(store: DicomWebDatastore, path: str, request: Request, body: bytes, author: str) -> Response:
     url = address(store.archive.url, path, request.url.query)
-    answer = _stream(_ask(store, "POST", url, request.headers, body))
+    series = stored_series(request.headers.get("content-type", ""), body)
+    with store.storing(series):
+        answer = _stream(_ask(store, "POST", url, request.headers, body))
     if answer.status_code < 300:
-        labelled = store.take_up(author)
-        logger.info("a viewer stored objects; labelled by them: %s", ", ".join(labelled) or "nothing")
+        try:
+            labelled = store.take_up(series, author)
+        except MedsegError as error:  # the archive has the objects; a later look takes them up
+            logger.warning("what a viewer stored is not looked at yet: %s", error)
+        else:
+            logger.info("a viewer stored objects; labelled by them: %s", ", ".join(labelled) or "nothing")
     return answer
+
+
+def stored_series(content_type: str, body: bytes) -> frozenset[str]:
+    """Series Instance UIDs of the objects in the multi-part body of a request to store."""
+    boundary = HeaderMessage()
+    boundary["content-type"] = content_type
+    mark = boundary.get_param("boundary")
+    found = set()
+    for part in body.split(f"--{mark}".encode())[1:] if mark else ():
+        with contextlib.suppress(Exception):  # the archive judges what is no DICOM object
+            content = io.BytesIO(part.partition(b"\r\n\r\n")[2])
+            found.add(str(dcmread(content, specific_tags=["SeriesInstanceUID"]).SeriesInstanceUID))
+    return frozenset(found)
 
 
 def _ask(

@@ -9,12 +9,14 @@ import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor
+from pydicom.dataset import Dataset
 
 from medseg.errors import ConflictError, NotFoundError, UnusableInputError
 from medseg.server.dicom.archive import Archive
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.dicom.orthanc import Orthanc
 from medseg.server.dicom.phantoms import DicomPhantom
+from medseg.server.dicom.seg_write import SegmentationFacts, segmentation
 from medseg.transforms.io import read_image, read_mask, write_volume
 
 pytestmark = pytest.mark.viewers
@@ -37,6 +39,113 @@ def mask_of(phantom: DicomPhantom, tmp_path: Path) -> Path:
     swapped = np.choose(phantom.mask, [0, 2, 1]).astype(np.uint8)
     mask = MetaTensor(torch.from_numpy(swapped)[None], affine=torch.from_numpy(phantom.affine))
     return write_volume(tmp_path / "mask.nii.gz", mask)
+
+
+def seg_of(store: DicomWebDatastore, phantom: DicomPhantom, labels: dict[str, int], author: str, at: str) -> Dataset:
+    """A segmentation as another program would store it: labels, author, and a time of 1 January 2026 or later."""
+    grid, header = store.source(phantom.series)
+    ds = segmentation(phantom.mask, labels, grid, header, facts=SegmentationFacts(author=author))
+    ds.ContentDate, ds.ContentTime = at.split()
+    return ds
+
+
+NAMES = {"organ": 1, "vessel": 2}
+
+
+def test_a_filter_says_which_images_count_and_hides_no_label(
+    archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    filtered = DicomWebDatastore(Archive(archive.dicomweb, {"PatientID": "PHANTOM-00"}), tmp_path / "filtered")
+    numbered = DicomWebDatastore(Archive(archive.dicomweb, {"SeriesNumber": "1"}), tmp_path / "numbered")
+
+    numbered.save_label(phantoms[0].series, str(mask_of(phantoms[0], tmp_path)), "final", INFO)
+    for store in (numbered, filtered):
+        store.refresh()
+
+    assert filtered.list_images() == [phantoms[0].series]
+    assert len(numbered.list_images()) == 4
+    assert numbered.get_labeled_images() == filtered.get_labeled_images() == [phantoms[0].series]
+
+
+def test_the_newest_segmentation_that_can_be_used_counts_on_every_machine(
+    archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom, labels = phantoms[0], {"organ": 1, "vessel": 2}
+    here = elsewhere(archive, tmp_path, labels=NAMES)
+    broken = seg_of(here, phantom, labels, "carla", "20300103 120000")
+    for frame in broken.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    Archive(archive.dicomweb).store(seg_of(here, phantom, labels, "anna", "20300101 120000"))
+    here.refresh()
+    assert here.get_label_uri(phantom.series, "final")
+
+    Archive(archive.dicomweb).store(seg_of(here, phantom, {"a": 1, "b": 2}, "bert", "20300102 120000"))
+    Archive(archive.dicomweb).store(broken)
+    here.refresh()
+    there = elsewhere(archive, tmp_path, labels=NAMES)
+
+    for store in (here, there):
+        mask = read_mask(Path(store.get_label_uri(phantom.series, "final")))
+        np.testing.assert_array_equal(mask[0].numpy(), phantom.mask)
+        assert store.get_label_info(phantom.series, "final")["author"] == "anna"
+        problems = " ".join(store.status()["problems"])
+        assert "where its frames lie" in problems
+        assert "'a', 'b' is not known" in problems
+
+
+def test_an_older_segmentation_that_comes_later_replaces_nothing(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+
+    Archive(archive.dicomweb).store(seg_of(store, phantom, NAMES, "bert", "20200101 120000"))
+    store.refresh()
+
+    assert store.get_label_info(phantom.series, "final")["author"] == "anna"
+    assert elsewhere(archive, tmp_path).get_label_info(phantom.series, "final")["author"] == "anna"
+
+
+def test_a_segmentation_may_come_before_its_image(
+    archive: Orthanc, phantoms: list[DicomPhantom], phantom_files: tuple[Path, list[DicomPhantom]], tmp_path: Path
+) -> None:
+    seg = seg_of(elsewhere(archive, tmp_path), phantoms[0], NAMES, "anna", "20260101 120000")
+    archive.clear()
+    Archive(archive.dicomweb).store(seg)
+    store = elsewhere(archive, tmp_path)
+    assert store.list_images() == []
+
+    archive.upload(phantom_files[0])
+    store.refresh()
+
+    assert store.get_labeled_images() == [phantoms[0].series]
+
+
+def test_the_archive_is_written_to_while_nobody_waits_for_the_lock(
+    store: DicomWebDatastore, phantoms: list[DicomPhantom], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[bool] = []
+    send = store.archive.store
+    monkeypatch.setattr(store.archive, "store", lambda ds: (locked.append(store._store.lock.is_locked), send(ds)))
+
+    store.save_label(phantoms[0].series, str(mask_of(phantoms[0], tmp_path)), "final", INFO)
+    store.save_label(phantoms[0].series, str(mask_of(phantoms[0], tmp_path)), "final", INFO)
+    store.restore_label(phantoms[0].series, "final", 1)
+
+    assert locked == [False, False, False]
+
+
+def test_a_label_removed_here_comes_back_only_elsewhere(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    store.save_label(phantoms[0].series, str(mask_of(phantoms[0], tmp_path)), "final", INFO)
+
+    store.remove_label(phantoms[0].series, "final")
+    store.refresh()
+
+    assert store.get_labeled_images() == []
+    assert [v.author for v in store.label_history(phantoms[0].series)] == ["anna"]
+    assert elsewhere(archive, tmp_path).get_labeled_images() == [phantoms[0].series]
 
 
 def test_images_of_several_modalities_are_listed_and_fetched_when_needed(
@@ -154,8 +263,6 @@ def test_a_damaged_segmentation_is_taken_back_with_its_reason(
     phantom = phantoms[0]
     store.get_image_uri(phantom.series)
     grid, header = store.source(phantom.series)
-    from medseg.server.dicom.seg_write import segmentation
-
     ds = segmentation(phantom.mask, {"organ": 1, "vessel": 2}, grid, header)
     for frame in ds.PerFrameFunctionalGroupsSequence:
         del frame.PlanePositionSequence

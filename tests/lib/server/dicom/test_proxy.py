@@ -12,7 +12,8 @@ from dicomweb_client.web import DICOMwebClient
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medseg.server.dicom.archive import Archive
+from medseg.errors import ConflictError
+from medseg.server.dicom.archive import Archive, SeriesEntry
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.dicom.orthanc import Orthanc
 from medseg.server.dicom.phantoms import DicomPhantom
@@ -66,19 +67,41 @@ class TestOverAnArchive:
         phantom = phantoms[2]
         grid, header = store.source(phantom.series)
         ds = segmentation(phantom.mask, {"organ": 1, "vessel": 2}, grid, header, facts=SegmentationFacts(author=""))
-        store.holder = {phantom.series: "dora"}.get
+        store.holder = lambda image: "dora"
         labelled: list[str] = []
         store.on_label = labelled.append
+        found = store.source(phantoms[1].series)
+        Archive(store.archive.url).store(segmentation(phantoms[1].mask, {"organ": 1, "vessel": 2}, *found))
 
         viewer = DICOMwebClient("http://viewer/proxy/dicom", session=_Session(client))
         viewer.store_instances([ds])
 
-        assert labelled == store.get_labeled_images() == [phantom.series]
+        assert sorted(labelled) == sorted(store.get_labeled_images()) == sorted(p.series for p in phantoms[1:3])
+        assert store.get_label_info(phantoms[1].series, "final")["author"] == ""  # the holder did not store this one
         info = store.get_label_info(phantom.series, "final")
         assert info["author"] == "dora"
         assert info["voxels"] == {"organ": int((phantom.mask == 1).sum()), "vessel": int((phantom.mask == 2).sum())}
         mask = read_mask(Path(store.get_label_uri(phantom.series, "final")))
         np.testing.assert_array_equal(mask[0].numpy(), phantom.mask)
+
+    def test_what_the_archive_has_taken_is_acknowledged_even_if_it_is_away_now(
+        self,
+        client: TestClient,
+        store: DicomWebDatastore,
+        phantoms: list[DicomPhantom],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        ds = segmentation(phantoms[0].mask, {"organ": 1, "vessel": 2}, *store.source(phantoms[0].series))
+
+        def away(**conditions: str) -> list[SeriesEntry]:
+            raise ConflictError("the archive does not answer")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store.archive, "series", away)
+            DICOMwebClient("http://viewer/proxy/dicom", session=_Session(client)).store_instances([ds])
+        store.refresh()
+
+        assert store.get_labeled_images() == [phantoms[0].series]
 
 
 class _Session(requests.Session):
