@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import ConvexHull, QhullError
 
+from medseg.metrics.spine_corners import directions
+
 Array = NDArray[np.float64]
 
 SMALLEST = 0.25
 """Components below this share of the median area are specks, not vertebrae."""
+
+REACH = 2
+"""Vertebrae above and below that tell the direction of the spine; two, because a mask may lack one or break it."""
 
 SIDE_MIDDLE = (0.12, 0.88)
 """Part of a side on which its line is fitted; masks of networks are round at the corners."""
@@ -47,38 +52,42 @@ def quads_of_mask(mask: NDArray[np.bool_], refine: bool = False) -> Quads:
     Returns:
         Quadrilaterals ordered by the y of their middle. An empty mask gives none.
 
-    Source: Seg4Reg card sec. 5: convex hull, smallest rectangle, its flatter axis u and the perpendicular w, corners =
-    extreme pixels along -u-w, u-w, -u+w, u+w.
-    Deviation: `refine`, because an extreme pixel carries the noise of one pixel and a line that of a whole side; small
-    components are left out.
+    Source: Seg4Reg card sec. 5: convex hull, smallest rectangle, its axis u and the perpendicular w, corners = extreme
+    pixels along -u-w, u-w, -u+w, u+w.
+    Deviation: u is the axis across the spine, not the flatter one, which from 45 degrees on is the vertebra's height;
+    `refine`, because an extreme pixel carries the noise of one pixel and a line that of a whole side; small components
+    are left out.
     """
     labels, count = cc3d.connected_components(np.ascontiguousarray(mask, dtype=np.uint8), connectivity=4, return_N=True)
     if count == 0:
         return Quads(np.zeros((0, 4, 2)), np.zeros(0))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:].astype(np.float64)
     large = areas >= max(SMALLEST * float(np.median(_upper_half(areas))), 9.0)
-    found: list[tuple[float, Array, float]] = []
+    found: list[tuple[Array, Array, float]] = []
     for index, box in enumerate(find_objects(labels)):
         if box is None or not large[index]:
             continue
-        part = np.pad(labels[box] == index + 1, 1)
-        offset = np.array([box[0].start - 1, box[1].start - 1], dtype=np.float64)
-        corners = quad_of_component(part, refine)
-        if corners is not None:
-            found.append((float(corners[:, 1].mean() + offset[1]), corners + offset, areas[index]))
-    found.sort(key=lambda item: item[0])
-    stack = np.array([corners for _, corners, _ in found]).reshape(-1, 4, 2)
+        rim, hull = _outline(np.pad(labels[box] == index + 1, 1))
+        if hull is not None:
+            offset = np.array([box[0].start - 1, box[1].start - 1], dtype=np.float64)
+            found.append((rim + offset, hull + offset, areas[index]))
+    found.sort(key=lambda item: float(_middle(item[1])[1]))
+    downs = directions(np.array([_middle(hull) for _, hull, _ in found]).reshape(-1, 2), REACH)
+    corners = [quad_of_outline(rim, hull, down, refine) for (rim, hull, _), down in zip(found, downs, strict=True)]
+    stack = np.array(corners).reshape(-1, 4, 2)
     return Quads(stack, np.array([area for _, _, area in found]), count - len(found))
 
 
-def quad_of_component(part: NDArray[np.bool_], refine: bool = False) -> Array | None:
-    """(4, 2) corners of one component in its own indices; None where it is a line or a point."""
-    rim = np.argwhere(part & ~binary_erosion(part)).astype(np.float64)
-    try:
-        hull = rim[ConvexHull(rim).vertices]
-    except (QhullError, ValueError):
-        return None
-    u = flatter_axis(hull)
+def quad_of_outline(rim: Array, hull: Array, down: Array, refine: bool = False) -> Array:
+    """(4, 2) corners of one component.
+
+    Args:
+        rim: (N, 2) pixels at its border.
+        hull: (M, 2) those of them that are corners of its convex hull.
+        down: (2,) direction of the spine.
+        refine: see `quads_of_mask`.
+    """
+    u = cross_axis(hull, down)
     w = np.array([-u[1], u[0]])
     corners = np.stack([hull[np.argmax(hull @ d)] for d in (-u - w, u - w, -u + w, u + w)])
     if refine:
@@ -87,20 +96,35 @@ def quad_of_component(part: NDArray[np.bool_], refine: bool = False) -> Array | 
     return corners
 
 
-def flatter_axis(hull: Array) -> Array:
-    """Unit vector (x to the right) along that side of the smallest rectangle around a hull that is nearer horizontal.
+def cross_axis(hull: Array, down: Array) -> Array:
+    """Unit vector along that side of the smallest rectangle around a hull that runs across the spine, to the right.
 
     Args:
         hull: (N, 2) corners of a convex polygon.
+        down: (2,) direction of the spine, which lies on the vector's right; zeros: straight down.
     """
     edges = np.diff(np.vstack([hull, hull[:1]]), axis=0)
     u = edges / np.linalg.norm(edges, axis=1, keepdims=True)
     along, across = hull @ u.T, hull @ np.stack([-u[:, 1], u[:, 0]])
     area = np.ptp(along, axis=0) * np.ptp(across, axis=0)
-    best = u[int(np.argmin(area))]
-    if abs(best[1]) > abs(best[0]):
-        best = np.array([-best[1], best[0]])
-    return best if best[0] > 0 else -best
+    x, y = u[int(np.argmin(area))]
+    turns = np.array([[x, y], [-y, x], [-x, -y], [y, -x]])
+    right = np.array([down[1], -down[0]]) if np.any(down) else np.array([1.0, 0.0])
+    return np.asarray(turns[int(np.argmax(turns @ right))])
+
+
+def _outline(part: NDArray[np.bool_]) -> tuple[Array, Array | None]:
+    """Pixels at the border of one component, and the corners of its convex hull; None where it is a line or a point."""
+    rim = np.argwhere(part & ~binary_erosion(part)).astype(np.float64)
+    try:
+        return rim, rim[ConvexHull(rim).vertices]
+    except (QhullError, ValueError):
+        return rim, None
+
+
+def _middle(hull: Array) -> Array:
+    """Middle of the box around a hull: its corners are not evenly spread."""
+    return (hull.min(axis=0) + hull.max(axis=0)) / 2
 
 
 def _upper_half(areas: Array) -> Array:

@@ -5,7 +5,7 @@ import pytest
 
 from medseg.methods.seg4reg.targets import VERTEBRA, draw_spine
 from medseg.metrics.cobb import cobb_angles, tilts
-from medseg.metrics.quads import flatter_axis, quad_of_component, quads_of_mask
+from medseg.metrics.quads import cross_axis, quads_of_mask
 from medseg.phantoms.spines import make_spine
 
 
@@ -37,15 +37,26 @@ def test_an_empty_mask_and_a_line_give_nothing() -> None:
     line[3:30, 7] = True
 
     assert len(quads_of_mask(np.zeros((40, 40), bool))) == 0
-    assert quad_of_component(line) is None
     assert len(quads_of_mask(line)) == 0
 
 
-def test_flatter_axis_of_a_tall_tilted_box() -> None:
-    c, s = np.cos(np.radians(12)), np.sin(np.radians(12))
+@pytest.mark.parametrize("refine", [False, True])
+def test_vertebrae_steeper_than_45_degrees_keep_their_axes(refine: bool) -> None:
+    spine = make_spine(0, (400, 1024), tilts=np.linspace(-58, 58, 17))
+
+    found = quads_of_mask(draw_spine(spine.corners, (400, 1024)) == VERTEBRA, refine)
+
+    assert len(found) == 17
+    assert np.abs(tilts(found.corners) - np.linspace(-58, 58, 17)).max() < 2
+    assert np.abs(found.corners - spine.corners).max() < 3
+
+
+@pytest.mark.parametrize(("turn", "down"), [(12, (0.0, 1.0)), (12, (0.0, 0.0)), (57, (-0.8, 0.6)), (-57, (0.8, 0.6))])
+def test_cross_axis_of_a_tall_tilted_box(turn: float, down: tuple[float, float]) -> None:
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
     box = np.array([[0, 0], [4, 0], [4, 10], [0, 10]]) @ np.array([[c, s], [-s, c]])
 
-    assert flatter_axis(box) == pytest.approx([c, s])
+    assert cross_axis(box, np.array(down)) == pytest.approx([c, s])
 
 
 def test_fitted_sides_find_corners_that_are_rounded_off() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg.methods.base import Markup, Measurement, Prediction
@@ -16,6 +17,7 @@ from medseg.methods.seg4reg.geometry import SpineGeometry, measure_mask
 from medseg.methods.seg4reg.targets import apply_affine
 from medseg.metrics.cobb import CONVENTION
 from medseg.metrics.curves import CONVENTION as ANATOMICAL_CONVENTION
+from medseg.metrics.spine_corners import skews
 from medseg.transforms.grid import spacing_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ ORDER = ("max", "second", "third")
 LARGE_DISAGREEMENT = 10.0
 """Degrees between two paths from which a reader is warned; ours: about twice what two readers differ by."""
 
-STEEP = 60.0
+ASKEW = 35.0
+"""Degrees between a vertebra and the spine's direction; ours: in the challenge's corners one vertebra passes 27."""
+
 Array = NDArray[np.float64]
 
 
@@ -111,22 +115,33 @@ def _warnings(prediction: Prediction, paths: Paths, settled: Settled) -> list[st
         found.append("no angles are reported, because no path has an answer to be believed")
     elif geometry is not None and geometry.refused:
         found.append("the reported angles come from the regression alone; check them")
-    if prediction.mask is not None:
-        width, height = (n * s for n, s in zip(prediction.mask.shape[1:], spacing_of(prediction.mask), strict=True))
-        if width > height:
-            found.append("the picture is wider than high: if it is rotated by 90 degrees, turn it and predict again")
-    if geometry is not None and geometry.count and len(VERTEBRA_NAMES) != geometry.count and not geometry.refused:
-        found.append(f"found {geometry.count} vertebrae instead of 17: levels are numbered, not named")
-    if geometry is not None and geometry.count >= 2 and _too_steep(geometry):
-        found.append(f"a vertebra is tilted by more than {STEEP:g} degrees: check the mask and the picture's rotation")
+    if prediction.mask is not None and geometry is not None:
+        found += _pose_warnings(prediction.mask, geometry)
     if paths.disagreement is not None and paths.disagreement > LARGE_DISAGREEMENT:
         found.append(f"the paths to the angles differ by {paths.disagreement:.1f} degrees: measure by hand")
     return found
 
 
-def _too_steep(geometry: SpineGeometry) -> bool:
-    way = geometry.corners[:, 1] + geometry.corners[:, 3] - geometry.corners[:, 0] - geometry.corners[:, 2]
-    return bool((np.degrees(np.abs(np.arctan2(way[:, 1], way[:, 0]))) > STEEP).any())
+def _pose_warnings(mask: MetaTensor, geometry: SpineGeometry) -> list[str]:
+    """What is odd about the picture's pose or single vertebrae."""
+    found = []
+    spacing = np.array(spacing_of(mask))
+    corners = geometry.corners * spacing
+    (across, along) = np.ptp(corners.mean(axis=1), axis=0) if geometry.count > 1 else (0.0, 0.0)
+    width, height = np.array(mask.shape[1:]) * spacing
+    if across > along:
+        found.append(
+            "the vertebrae lie side by side: the picture seems rotated by 90 degrees, turn it and predict again"
+        )
+    elif width > height:
+        found.append("the picture is wider than high: if it is rotated by 90 degrees, turn it and predict again")
+    if geometry.count and len(VERTEBRA_NAMES) != geometry.count and not geometry.refused:
+        found.append(f"found {geometry.count} vertebrae instead of 17: levels are numbered, not named")
+    askew = skews(corners) > ASKEW if across <= along and geometry.count > 1 else np.zeros(0, bool)
+    if askew.any():
+        names = ", ".join(geometry.name(int(index)) for index in np.flatnonzero(askew))
+        found.append(f"askew to the spine by more than {ASKEW:g} degrees: {names}; check the mask there")
+    return found
 
 
 def _markups(prediction: Prediction, geometry: SpineGeometry | None) -> tuple[Markup, ...]:

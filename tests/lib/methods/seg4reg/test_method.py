@@ -180,9 +180,27 @@ def test_a_rotated_picture_and_disagreeing_paths_are_warned_of(cases: list[Case]
     turned = build().finish(told(spine_mask().T), cases[0])
     differing = build().finish(told(spine_mask(), (80, 70, 60)), cases[0])
 
-    assert any("wider than high" in w for w in turned.warnings)
+    assert any("lie side by side" in w for w in turned.warnings)
     assert any("paths to the angles differ by" in w for w in differing.warnings)
     assert differing.measurements["disagreement"].value > 30
+
+
+def test_only_what_is_askew_to_the_spine_is_warned_of(cases: list[Case]) -> None:
+    size = (400, 1024)
+    corners = make_spine(0, size, tilts=np.linspace(-58, 58, 17)).corners
+    steep = draw_spine(corners, size) == VERTEBRA
+    middle, c, s = corners[8].mean(axis=0), np.cos(0.7), np.sin(0.7)
+    corners[8] = middle + 0.6 * (corners[8] - middle) @ np.array([[c, s], [-s, c]])
+    odd = draw_spine(corners, size) == VERTEBRA
+    wide = np.pad(spine_mask(), ((400, 400), (0, 0)))
+
+    found = [build().finish(told(mask), cases[0]).warnings for mask in (steep, odd, wide)]
+
+    assert found[0] == ()
+    assert [w for w in found[1] if w.startswith("askew")] == [
+        "askew to the spine by more than 35 degrees: T9; check the mask there"
+    ]
+    assert [w.split(":")[0] for w in found[2]] == ["the picture is wider than high"]
 
 
 def test_evaluation_of_a_perfect_and_of_an_empty_mask(cases: list[Case]) -> None:
