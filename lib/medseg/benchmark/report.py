@@ -66,11 +66,27 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Preset": summary["preset"],
         "Seeds": ", ".join(map(str, summary["seeds"])),
-        "Labelled": "; ".join(shlex.join(ids) for ids in summary["labelled"]),
+        "Labelled": "; ".join(shlex.join(ids) for ids in summary["labelled"]) + _own_choice(summary),
         "Unlabelled": "; ".join(f"{n} cases without their masks" for n in summary["unlabelled"]),
         "Held out": f"{held_out} cases, never trained on; nothing was selected on them",
         "Machine": f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch {machine['torch']}",
     }
+
+
+def _own_choice(summary: Mapping[str, Any]) -> str:
+    """Says that arms took a part of these; which, stands in the table of `_labelled`."""
+    choose = [name for name, arm in summary["arms"].items() if arm.get("labelled_by_seed")]
+    return f" (of these, {', '.join(choose)} took the ones listed under Arms)" if choose else ""
+
+
+def _labelled(arms: Mapping[str, Any]) -> list[Block]:
+    """The labelled cases of arms that chose their own, by seed."""
+    rows = [
+        [name, seed, "; ".join(shlex.join(ids) or "none" for ids in folds)]
+        for name, arm in arms.items()
+        for seed, folds in arm.get("labelled_by_seed", {}).items()
+    ]
+    return [Fold("labelled cases of each arm and seed", make_table(["arm", "seed", "labelled"], rows))] if rows else []
 
 
 def _arms(summary: Mapping[str, Any]) -> list[Block]:
@@ -99,7 +115,7 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
         all_rows = [[name, *(arm["metrics"].get(key) for key in names)] for name, arm in summary["arms"].items()]
         best = {key: higher_is_better(key) for key in names}
         blocks.append(make_table(["arm", *names], all_rows, best, "All metrics, mean over cases and seeds."))
-    return blocks
+    return [*blocks, *_labelled(summary["arms"])]
 
 
 def _difference_table(differences: Mapping[str, Any]) -> Table:

@@ -60,7 +60,9 @@ def summarise_arm(seeds: Mapping[int, Sequence[tuple[Trial, dict[str, Any]]]], m
     Returns:
         `mean` over seeds of the mean over cases, `sd` over seeds (0 with one seed), `cases` (mean over seeds),
         `cases_by_seed`, `mean_by_seed`, `ci95` over cases, `metrics` (all metrics, mean over cases and seeds),
-        `missed` structures per seed, `iterations`, `seconds` of one seed's training (all folds), `peak_memory_mb`.
+        `missed` structures per seed, `iterations`, `seconds` of one seed's training (all folds), `peak_memory_mb`,
+        `labelled_by_seed` where the arm takes its own choice of the fold's labelled cases, `extra` of the last seed and
+        `extra_by_seed`.
     """
     by_seed = {seed: _cases(found) for seed, found in seeds.items()}
     values = {s: {c: m[metric] for c, m in table.items() if metric in m} for s, table in by_seed.items()}
@@ -85,6 +87,8 @@ def summarise_arm(seeds: Mapping[int, Sequence[tuple[Trial, dict[str, Any]]]], m
         "evaluation_seconds_per_case": _optional_mean([r.get("evaluation_seconds_per_case") for r in results]),
         "skipped": results[0]["skipped"],
         "extra": results[-1]["extra"],
+        "extra_by_seed": {str(seed): _extra(found) for seed, found in seeds.items()},
+        "labelled_by_seed": {str(seed): ids for seed, found in seeds.items() if (ids := _labelled(found)) is not None},
     }
 
 
@@ -188,6 +192,18 @@ def _made_with(benchmark: Benchmark) -> dict[str, Any]:
 def _cases(found: Sequence[tuple[Trial, dict[str, Any]]]) -> dict[str, dict[str, float]]:
     """Cases of all folds of one seed."""
     return {case: metrics for _, result in found for case, metrics in result["cases"].items()}
+
+
+def _labelled(found: Sequence[tuple[Trial, dict[str, Any]]]) -> list[list[str]] | None:
+    """Labelled cases of every fold of one seed; None where the arm takes what the fold has."""
+    chosen = [result["labelled"] for _, result in found if result.get("labelled") is not None]
+    return chosen if len(chosen) == len(found) else None
+
+
+def _extra(found: Sequence[tuple[Trial, dict[str, Any]]]) -> Any:
+    """What an arm gave beside its metrics in one seed; a list where there are several folds."""
+    extras = [result["extra"] for _, result in found]
+    return extras[0] if len(extras) == 1 else extras
 
 
 def _mean(found: Sequence[tuple[Trial, dict[str, Any]]], values: Mapping[str, float], metric: str, arm: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.benchmark.summary import paired_tests
+from medseg.benchmark.summary import paired_tests, summarise_arm
 
 
 def test_tested_arm_meets_every_other_one_patient_by_patient():
@@ -34,3 +34,16 @@ def test_p_is_corrected_for_the_number_of_arms():
 def test_one_arm_alone_is_not_tested():
     assert paired_tests({"full": {"a": 1.0}}, "full", {}) == {}
     assert paired_tests({"a": {"x": 1.0}, "b": {"y": 1.0}}, None, {}) == {"tested": "b", "against": {}}
+
+
+def test_what_an_arm_chose_is_kept_by_seed():
+    def result(labelled):
+        kept = {"iterations": 2, "seconds": 1.0, "peak_memory_mb": 1.0, "missed": 0, "skipped": [], "mean": None}
+        return {**kept, "cases": {"x": {"dice": 0.5}}, "labelled": labelled, "extra": {"note": labelled}}
+
+    chosen = summarise_arm({0: [(None, result(["a"]))], 1: [(None, result(["b"]))]}, "dice", "random_1")
+    given = summarise_arm({0: [(None, result(None))]}, "dice", "full")
+
+    assert chosen["labelled_by_seed"] == {"0": [["a"]], "1": [["b"]]}
+    assert chosen["extra_by_seed"] == {"0": {"note": ["a"]}, "1": {"note": ["b"]}}
+    assert given["labelled_by_seed"] == {}

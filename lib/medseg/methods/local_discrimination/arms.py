@@ -97,9 +97,7 @@ def cold_start(ctx: Any, choose: Callable[..., list[Case]]) -> dict[str, Any]:
         raise MedsegError(f"this arm needs {FIRST} labelled training cases, there are {len(labelled)}")
     folder = pretrain(ctx, {"seed": 0})
     chosen = choose(labelled, lambda: describe(ctx, folder, labelled), ctx.seed)[:FIRST]
-    result = _train_on(ctx, chosen, folder)
-    result["chosen"] = [case.id for case in chosen]
-    return result
+    return _train_on(ctx, chosen, folder)
 
 
 def pretrain(ctx: Any, overrides: Mapping[str, Any] | None = None, name: str = "pretraining") -> Path:
@@ -126,10 +124,28 @@ def pretrain(ctx: Any, overrides: Mapping[str, Any] | None = None, name: str = "
             time.sleep(2.0)
 
 
-def cost(folder: Path | None) -> dict[str, Any]:
-    """What a pretraining cost: seconds and iterations; {} without one."""
-    metrics = read_json(folder / "metrics.json", default={}) if folder else {}
-    return {f"pretraining_{key}": metrics[key] for key in ("seconds", "iterations") if key in metrics}
+def told(trained: Path, pretrained: Path | None = None) -> dict[str, Any]:
+    """What a training and the pretraining before it cost and how they went, by their own `metrics.json`.
+
+    Whichever arm happens to run first pretrains for all; what an arm reports must not depend on that.
+
+    Returns:
+        `seconds` and `iterations` of the training alone, `pretraining_seconds` and `pretraining_iterations` apart,
+        `peak_memory_mb` the larger of both, and the `history` of both.
+    """
+    own = read_json(trained / "metrics.json", default={})
+    before = read_json(pretrained / "metrics.json", default={}) if pretrained else {}
+    peaks = [metrics["peak_memory_mb"] for metrics in (own, before) if "peak_memory_mb" in metrics]
+    history = [
+        {k if k == "iteration" else f"pretraining: {k}": v for k, v in e.items()} for e in before.get("history", ())
+    ]
+    return {
+        "iterations": own.get("iterations", 0),
+        "seconds": own.get("seconds"),
+        "peak_memory_mb": max(peaks, default=None),
+        "history": [*history, *own.get("history", ())],
+        **{f"pretraining_{key}": before[key] for key in ("seconds", "iterations") if key in before},
+    }
 
 
 def describe(ctx: Any, folder: Path, cases: Sequence[Case]) -> np.ndarray:
@@ -156,13 +172,8 @@ def fine_tuning(ctx: Any, folder: Path | None) -> dict[str, Any]:
 
 def _train_on(ctx: Any, chosen: Sequence[Case], folder: Path | None) -> dict[str, Any]:
     predictor = ctx.train(fine_tuning(ctx, folder), cases=tuple(chosen), method="supervised")
-    trained = read_json(ctx.out / "model" / "metrics.json", default={})
-    return {
-        "cases": ctx.evaluate(predictor),
-        "iterations": ctx.iterations,
-        "seconds": trained.get("seconds"),
-        **cost(folder),
-    }
+    labelled = sorted(case.id for case in chosen)
+    return {"cases": ctx.evaluate(predictor), "labelled": labelled, **told(ctx.out / "model", folder)}
 
 
 def _by_chance(cases: Sequence[Case], features: Any, seed: int) -> list[Case]:

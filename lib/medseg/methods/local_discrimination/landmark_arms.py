@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm, Markup
-from medseg.methods.local_discrimination.arms import cost, pretrain
+from medseg.methods.local_discrimination.arms import pretrain, told
 from medseg.methods.local_discrimination.landmarks import is_marked, radial_errors
 from medseg.methods.local_discrimination.points import to_world, voxels_of
 from medseg.methods.local_discrimination.selection import typicality
@@ -98,16 +97,14 @@ def one_shot(ctx: Any) -> dict[str, Any]:
     The pretraining is the same for all templates; test images are in no pool.
     """
     template = template_of(ctx)
-    started = time.monotonic()
     longer = {"iterations": LONGER * ctx.config.pretraining, "seed": 0}
     folder = pretrain(ctx, LANDMARK_SETTINGS | longer, "landmarks")
     others = tuple(ctx.method.hide_label(case) for case in ctx.training_cases if case.id != template.id)
     names = {"landmarks": tuple(template.weak.landmarks), "templates": 1} if template.weak else {}
     values = {**LANDMARK_SETTINGS, **names, "iterations": 1, "learning_rate": 0.0, "init": str(folder)}
     predictor = ctx.train(values, cases=(template, *others))
-    cases = ctx.evaluate(predictor)
-    seconds = time.monotonic() - started
-    return {"cases": cases, "iterations": 0, "seconds": seconds, "template": template.id, **cost(folder)}
+    filled = told(ctx.out / "model", folder) | {"iterations": 0}  # its one iteration at rate 0 fills the bank
+    return {"cases": ctx.evaluate(predictor), "labelled": [template.id], **filled}
 
 
 LANDMARK_SETTINGS: dict[str, Any] = {
@@ -142,7 +139,7 @@ def _judge(ctx: Any, template: Case, find: Any) -> dict[str, Any]:
         world = {name: to_world(place[None], original)[0].tolist() for name, place in found.items()}
         markup = Markup("Fiducial", "landmarks", tuple(map(tuple, world.values())), tuple(world))
         cases[case.id] = radial_errors(markup, case, ctx.config.pixel_mm or 1.0)
-    return {"cases": cases, "template": template.id}
+    return {"cases": cases, "labelled": [template.id]}
 
 
 def _working(image: MetaTensor, unit: float) -> MetaTensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from monai.data import MetaTensor
 from medseg.benchmark.arms import ArmContext
 from medseg.cases import load_cases
 from medseg.errors import MedsegError
+from medseg.methods.local_discrimination import arms, unsupervised_arms
 from medseg.methods.local_discrimination.landmark_arms import correlate, template_of
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu, otsu_mask
+from medseg.methods.local_discrimination.unsupervised_arms import judge, other_images, target_mask
 from medseg.metrics.table import mean_table
 from medseg.phantoms.landmarks import write_landmark_study
 from medseg.phantoms.shapes import draw_vessels
-from medseg.transforms.io import write_volume
+from medseg.transforms.io import read_mask, write_volume
 
 TINY = {
     "iterations": 2,
@@ -66,8 +69,8 @@ def context(folder: Path, out: Path, arm: str, seed: int = 0, held_out: int = 2,
 
 
 def run(group: str, arm: str, ctx: ArmContext) -> dict[str, Any]:
-    arms = {a.name: a for a in LocalDiscrimination.arm_groups[group].arms}
-    found: dict[str, Any] = arms[arm].run(ctx)  # type: ignore[misc]
+    by_name = {a.name: a for a in LocalDiscrimination.arm_groups[group].arms}
+    found: dict[str, Any] = by_name[arm].run(ctx)  # type: ignore[misc]
     assert sorted(found["cases"]) == [case.id for case in ctx.held_out_cases]
     return found
 
@@ -84,10 +87,25 @@ def test_both_starts_learn_from_the_same_labels_and_share_one_pretraining(vessel
 
     assert used(contexts["random_2"]) == used(contexts["pretrained_2"])
     assert set(used(contexts["random_2"])) <= set(used(contexts["pretrained_5"]))
+    assert all(result["labelled"] == sorted(used(contexts[arm])) for arm, result in results.items())
     assert len(list((tmp_path / "shared").iterdir())) == 1
     assert "pretraining_seconds" not in results["random_2"]
-    assert results["pretrained_2"]["pretraining_iterations"] == 2
     assert {result["iterations"] for result in results.values()} == {2}
+
+
+def test_costs_do_not_depend_on_who_pretrained(vessels: Path, tmp_path: Path) -> None:
+    first, second = (
+        run("segmentation", arm, context(vessels, tmp_path, arm)) for arm in ("pretrained_2", "pretrained_5")
+    )
+
+    (folder,) = (tmp_path / "shared").iterdir()
+    pretraining = json.loads((folder / "metrics.json").read_text())
+    own = json.loads((tmp_path / "runs" / "pretrained_5" / "model" / "metrics.json").read_text())
+    assert first["pretraining_seconds"] == second["pretraining_seconds"] == pretraining["seconds"]
+    assert first["pretraining_iterations"] == second["pretraining_iterations"] == 2
+    assert second["seconds"] == own["seconds"]
+    assert second["peak_memory_mb"] == max(own["peak_memory_mb"], pretraining["peak_memory_mb"])
+    assert {"pretraining: patch", "supervised"} <= {key for entry in second["history"] for key in entry}
 
 
 def test_a_shape_prior_may_take_part_in_the_pretraining(vessels: Path, tmp_path: Path) -> None:
@@ -118,21 +136,94 @@ def test_too_few_labels_are_one_sentence(vessels: Path, tmp_path: Path) -> None:
 def test_cold_start_chooses_five(vessels: Path, tmp_path: Path, arm: str) -> None:
     ctx = context(vessels, tmp_path, arm)
 
-    chosen = run("cold_start", arm, ctx)["chosen"]
+    chosen = run("cold_start", arm, ctx)["labelled"]
 
     assert len(set(chosen)) == 5
     assert set(used(ctx)) == set(chosen)
 
 
-def test_classical_arms_find_dark_vessels_and_the_shape_guided_one_runs(vessels: Path, tmp_path: Path) -> None:
-    results = {
-        arm: run("unsupervised", arm, context(vessels, tmp_path, arm)) for arm in ("otsu", "kmeans", "shape_guided")
-    }
+@pytest.mark.parametrize("arm", ["typicality", "k_centre"])
+def test_cold_start_follows_the_embeddings(
+    vessels: Path, tmp_path: Path, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five far groups of descriptors, of which four hold one image: those four are always among the first five."""
+
+    def describe(ctx: Any, folder: Path, cases: Any) -> np.ndarray:
+        return np.stack([np.eye(12)[max(0, 4 - index)] * 10 + 0.01 * index for index in range(len(cases))])
+
+    monkeypatch.setattr(arms, "describe", describe)
+    ctx = context(vessels, tmp_path, arm)
+
+    chosen = run("cold_start", arm, ctx)["labelled"]
+
+    alone = [case.id for case in ctx.training_cases[:4]]
+    assert set(alone) < set(chosen)
+
+
+def test_classical_arms_find_dark_vessels(vessels: Path, tmp_path: Path) -> None:
+    results = {arm: run("unsupervised", arm, context(vessels, tmp_path, arm)) for arm in ("otsu", "kmeans")}
 
     assert results["otsu"]["thin"]
     assert mean_table(results["otsu"]["cases"])["dice"] > 0.6
     assert mean_table(results["kmeans"]["cases"])["dice"] > 0.4
-    assert len(list((tmp_path / "runs" / "shape_guided" / "shapes").iterdir())) == 12
+    assert "hd95_px" in results["otsu"]["cases"]["v00"]
+    assert not any(key.endswith("_mm") for key in results["otsu"]["cases"]["v00"])
+
+
+def test_shapes_come_from_other_images_than_the_pictures(vessels: Path, tmp_path: Path) -> None:
+    ctx = context(vessels, tmp_path, "shape_guided")
+
+    result = run("unsupervised", "shape_guided", ctx)
+
+    shapes = {name.removesuffix(".png") for name in result["shapes"]}
+    assert (len(shapes), len(result["pictures"])) == (6, 6)
+    assert shapes.isdisjoint(result["pictures"])
+    metrics = json.loads((ctx.out / "first" / "metrics.json").read_text())
+    assert sorted(metrics["unlabelled_ids"]) == result["pictures"]
+    assert result["pretraining_iterations" if result["refined_on"] else "iterations"] in (0, 2)
+
+
+def test_one_camera_gives_shapes_for_the_others(vessels: Path) -> None:
+    cases = [replace(case, id=f"{'ab'[i % 2]}_{i}", patient="") for i, case in enumerate(load_cases([vessels]))]
+
+    assert {case.id[0] for case in other_images(cases, 0)} == {"a"}
+    assert {case.id[0] for case in other_images(cases, 1)} == {"b"}
+    assert {case.id[0] for case in other_images(cases, 2)} == {"a"}
+
+
+def test_the_control_and_a_folder_of_shapes_use_every_picture(vessels: Path, tmp_path: Path) -> None:
+    control = run("unsupervised", "shape_control", context(vessels, tmp_path, "shape_control"))
+    folder = tmp_path / "given"
+    write_volume(folder / "mine.png", read_mask(vessels / "labels" / "v00.png"))
+    given = run("unsupervised", "shape_guided", context(vessels, tmp_path, "given", shapes=str(folder)))
+
+    assert [name.removesuffix(".png") for name in control["shapes"]] == control["pictures"]
+    assert given["shapes"] == ["mine.png"]
+    assert len(given["pictures"]) == 12
+
+
+def test_where_nothing_is_found_the_first_masks_stay(
+    vessels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsupervised_arms, "_pseudo_labels", lambda *_: ())
+    ctx = context(vessels, tmp_path, "shape_guided")
+
+    result = run("unsupervised", "shape_guided", ctx)
+
+    assert result["refined_on"] == 0
+    assert not (ctx.out / "refined").exists()
+
+
+def test_judging_takes_the_union_of_the_targets_and_pixels_of_pictures(vessels: Path, tmp_path: Path) -> None:
+    case = load_cases([vessels])[0]
+    assert case.label is not None
+    twice = read_mask(case.label)
+    twice[:, 64:] *= 2
+    write_volume(tmp_path / "twice.png", MetaTensor(twice.as_tensor().to(torch.uint8), affine=torch.eye(3)))
+    both = target_mask(replace(case, label=tmp_path / "twice.png"), (1, 2))
+
+    assert judge(replace(case, label=tmp_path / "twice.png"), both, (1, 2))["dice"] == 1.0
+    assert judge(replace(case, label=tmp_path / "twice.png"), both, (1,))["dice"] < 0.9
 
 
 def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> None:
@@ -143,10 +234,14 @@ def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> N
     results = {arm: run("landmarks", arm, ctx) for arm, ctx in contexts.items()}
     errors = {arm: mean_table(result["cases"])["radial_error_mm"] for arm, result in results.items()}
 
-    assert len({result["template"] for result in results.values()}) == 1
-    assert template_of(context(study, tmp_path, "x", seed=1, **values)).id != results["one_shot"]["template"]
+    templates = [result["labelled"] for result in results.values()]
+    assert templates[0] == templates[1] == templates[2]
+    assert len(templates[0]) == 1
+    assert [template_of(context(study, tmp_path, "x", seed=1, **values)).id] != templates[0]
     assert errors["template_matching"] < errors["coordinate_copy"]
-    assert errors["one_shot"] == errors["one_shot"]
+    assert 0 < errors["one_shot"] < 60  # untrained: somewhere within the searched part of the image
+    assert results["one_shot"]["pretraining_iterations"] == 4
+    assert results["one_shot"]["iterations"] == 0
 
 
 def test_coordinate_copy_gives_the_figure_of_the_card(data_dir: Path, tmp_path: Path) -> None:
