@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -22,6 +22,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return True
+
+
+def gone(pids: Iterable[int]) -> str | None:
+    """Why to stop, where one of the processes that a run works for is gone; None while all are there."""
+    dead = next((pid for pid in pids if not alive(pid)), None)
+    return None if dead is None else f"process {dead}, which asked for it, is gone"
 
 
 @contextlib.contextmanager

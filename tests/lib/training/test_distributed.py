@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import toy_method
 from safetensors.torch import load_file
 
 from medseg.files import read_json
+from medseg.training.run import READ_TERMS_EVERY
 
 # instance norm and no dropout: then no sample's result depends on which process, or which neighbours, it had
 SETTINGS = {
@@ -122,3 +124,23 @@ def test_uneven_batch_is_one_sentence_in_every_process(start: Any, phantoms: Pat
         assert "3 labelled samples per batch do not divide among 2 processes" in child.output
         assert "Traceback" not in child.output
     assert "multiple of 2" in read_json(tmp_path / "run" / "progress.json")["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_signal_to_one_process_ends_both_with_a_checkpoint(
+    start: Any, phantoms: Path, tmp_path: Path, rank: int
+) -> None:
+    run = tmp_path / "run"
+    argv = arguments("supervised", phantoms, run, network="vnet", epoch_iterations=1000)
+    children = start_two(start, [*argv, "--iterations", "100000"])
+    children[rank].wait_until(lambda: (read_json(run / "progress.json", default={}).get("iteration") or 0) >= 3)
+    children[rank].send(signal.SIGTERM)
+
+    assert [child.wait() for child in children] == [2, 2], children[1 - rank].output
+    assert "because it received SIGTERM; its checkpoint is kept" in children[rank].output
+    assert "because another process of the run was asked to stop" in children[1 - rank].output
+    done = torch.load(run / "checkpoint.pt", weights_only=True)["iteration"]
+    assert done % READ_TERMS_EVERY == 0 < done < 100000  # where all ask each other
+    progress = read_json(run / "progress.json")
+    assert (progress["state"], progress["iteration"]) == ("stopped", done)

@@ -5,9 +5,12 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from ignite.engine import Engine
 from safetensors.torch import load_file
 
 from medseg import methods
@@ -23,7 +26,8 @@ from medseg.methods.supervised.config import SupervisedConfig
 from medseg.methods.supervised.method import Supervised
 from medseg.sources import code_hash
 from medseg.training import run as run_module
-from medseg.training.run import TrainingJob, TrainingStoppedError, alive, explain, pick_device, train
+from medseg.training.processes import alive
+from medseg.training.run import Run, TrainingJob, TrainingStoppedError, explain, pick_device, train
 from medseg.weak import WeakLabels
 
 SMALL = {"patch": (16, 16, 16), "width": 4, "amp": "off", "iterations": 12, "epoch_iterations": 3}
@@ -110,6 +114,50 @@ def stop_after_one(of: TrainingJob) -> None:
         pytest.raises(TrainingStoppedError, match="because a test asked for it; its checkpoint is kept"),
     ):
         train(of)
+
+
+def test_run_that_nobody_waits_for_reads_no_further_image(phantoms: Path, tmp_path: Path) -> None:
+    orphan = replace(job(phantoms, tmp_path), watch_pids=(gone_pid(),))
+    with (
+        patch.object(run_module.CaseCache, "get", autospec=True, side_effect=run_module.CaseCache.get) as read,
+        pytest.raises(TrainingStoppedError, match=r"while it read images because process \d+, which"),
+    ):
+        train(orphan)
+
+    assert read.call_count == 1
+    assert read_json(tmp_path / "progress.json")["state"] == "stopped"
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("validate_every", [0, 2])
+def test_orphan_stops_amid_a_validation_and_resumes_after_it(
+    phantoms: Path, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validate_every: int
+) -> None:
+    cases = load_cases(phantoms)
+    of = replace(job(phantoms, tmp_path, validate_every=validate_every), validation=tuple(cases[:2]))
+    boss = subprocess.Popen(["sleep", "1000"])
+    measured: list[str] = []
+
+    def evaluate_until_it_dies(predictor: Predictor, some: Any, progress: Any) -> Any:
+        def after(case: Case, metrics: dict[str, float]) -> None:
+            measured.append(case.id)
+            boss.kill()
+            boss.wait()
+            progress(case, metrics)
+
+        return evaluate(predictor, some, after)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "evaluate", evaluate_until_it_dies)
+        stopped = 6 if validate_every else 12
+        with pytest.raises(TrainingStoppedError, match=f"at iteration {stopped} of 12 because process {boss.pid}"):
+            train(replace(of, watch_pids=(boss.pid,)))
+
+    assert measured == [cases[0].id]
+    assert not (tmp_path / "metrics.json").exists()
+    metrics = train(replace(of, resume=True))
+    assert list(metrics["validation"]["cases"]) == [case.id for case in cases[:2]]
+    assert same_weights(calm, tmp_path)
 
 
 @pytest.mark.parametrize(("damage", "resumed"), [("newest", 1), ("both", 0), ("none", 2)])
