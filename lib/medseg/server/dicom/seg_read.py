@@ -132,7 +132,7 @@ def _decoded(ds: Dataset) -> tuple[np.ndarray, list[int]]:
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     numbers = [int(_first(g, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber") or 1) for g in groups]
     if kind == "FRACTIONAL":
-        pixels = pixels * 2 > int(ds.get("MaximumFractionalValue", 255))
+        pixels = pixels.astype(np.int32) * 2 > int(ds.get("MaximumFractionalValue", 255))  # stored in 8 bits
     return (pixels > 0).astype(np.int16), numbers
 
 

@@ -17,6 +17,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
 
 from medseg import __version__
+from medseg.errors import UnusableInputError
 from medseg.files import write_atomically
 from medseg.server.dicom.codes import LabelCodes, coded, dicom_lab
 from medseg.server.dicom.decimal_strings import decimals
@@ -28,8 +29,10 @@ PURPOSE = ("121322", "DCM", "Source image for image processing operation")
 FROM_SOURCE = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight"),
     *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
-    *("ReferringPhysicianName", "PositionReferenceIndicator", "BodyPartExamined", "SpecificCharacterSet"),
+    *("ReferringPhysicianName", "PositionReferenceIndicator", "BodyPartExamined"),
 )
+UTF8 = "ISO_IR 192"  # label names and authors may hold any letter, whatever the source's character set has
+LONGEST_NAME = 64  # characters, DICOM PS3.5 6.2, LO
 MUST_BE_THERE = (  # type 2: may be empty
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
@@ -77,11 +80,16 @@ def segmentation(
 
     Raises:
         ValueError: the mask has another shape, or labels are not numbered 1..N.
+        UnusableInputError: a label's name is too long.
     """
     if tuple(mask.shape) != source.shape:
         raise ValueError(f"the mask has {tuple(mask.shape)} voxels, its series {source.shape}")
     if sorted(labels.values()) != list(range(1, len(labels) + 1)):
         raise ValueError(f"labels must be numbered 1..{len(labels)}, got {dict(labels)}")
+    if long := next((name for name in labels if len(name) > LONGEST_NAME), None):
+        raise UnusableInputError(
+            f"label name {long!r} has {len(long)} characters; DICOM has room for {LONGEST_NAME}, rename the label"
+        )
     frames = [(v, k) for v in sorted(labels.values()) for k in np.flatnonzero((mask == v).any(axis=(0, 1))).tolist()]
     frames = frames or [(1, 0)]  # an object without a frame is not allowed: an empty one says that nothing is marked
     ds = _general(source, header, facts)
@@ -116,6 +124,7 @@ def _general(source: SeriesGrid, header: Dataset, facts: SegmentationFacts) -> D
             ds[key] = header[key]
         elif key in MUST_BE_THERE:
             setattr(ds, key, "")
+    ds.SpecificCharacterSet = UTF8
     moment = datetime.now()
     ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = SegmentationStorage, generate_uid(), generate_uid()
     ds.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or generate_uid()
@@ -161,7 +170,7 @@ def _reference(sop_class: str, instance: str) -> Dataset:
 def _segment(name: str, value: int, codes: LabelCodes, facts: SegmentationFacts) -> Dataset:
     style = codes.style(name, value)
     item = Dataset()
-    item.SegmentNumber, item.SegmentLabel, item.SegmentDescription = value, name[:64], name[:64]
+    item.SegmentNumber, item.SegmentLabel, item.SegmentDescription = value, name, name
     item.SegmentAlgorithmType = facts.algorithm
     if facts.algorithm != "MANUAL":
         item.SegmentAlgorithmName = facts.model[:64]

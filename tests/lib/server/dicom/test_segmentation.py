@@ -40,6 +40,16 @@ def series_of(folder: Path) -> Series:
     return read_series(sorted(folder.glob("*.dcm")))
 
 
+def random_affine(seed: int) -> np.ndarray:
+    """Oblique, flipped, with axes in any order, anisotropic."""
+    rng = np.random.default_rng(seed)
+    spacing = rng.uniform(0.4, 5.0, 3)
+    turn = Rotation.random(random_state=seed).as_matrix()[:, rng.permutation(3)] * rng.choice([-1.0, 1.0], 3)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn @ np.diag(spacing), rng.uniform(-200, 200, 3)
+    return affine
+
+
 @pytest.fixture
 def series(make_series) -> Series:
     return series_of(make_series(np.arange(7 * 6 * 5).reshape(7, 6, 5), AFFINE)[0])
@@ -97,28 +107,8 @@ def test_a_mask_without_a_voxel_is_a_finished_label_too(series: Series, tmp_path
     assert not read.mask.any()
 
 
-def test_dcmqi_reads_the_same(series: Series, tmp_path: Path) -> None:
-    mask = mask_like(series.grid.shape)
-    path = write_dicom(tmp_path / "seg.dcm", segmentation(mask, LABELS, series.grid, series.header))
-    program = Path(sys.executable).parent / "segimage2itkimage"
-
-    subprocess.run(
-        [program, "--inputDICOM", path, "--outputDirectory", tmp_path, "-t", "nii", "--mergeSegments"],
-        check=True,
-        capture_output=True,
-    )
-
-    file = next(tmp_path.glob("*.nii*"))
-    placed, _ = place_on_grid(read_mask(file), series.volume, file.name)  # it leaves out empty slices at the ends
-    np.testing.assert_array_equal(placed[0].numpy(), mask)
-    segments = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0]
-    assert [(s["labelID"], s["SegmentLabel"]) for s in segments] == [(1, "liver"), (2, "rest"), (3, "my label")]
-    assert segments[0]["recommendedDisplayRGBValue"] == [0, 114, 178]
-    assert segments[0]["SegmentedPropertyTypeCodeSequence"]["CodeValue"] == "10200004"
-
-
-def test_unevenly_spaced_slices_keep_their_own_labels(make_series, tmp_path: Path) -> None:
-    folder, _ = make_series(np.zeros((7, 6, 5)), AFFINE)
+def uneven(folder: Path) -> Path:
+    """Moves the slices of a series so that their gaps grow."""
     for step, path in enumerate(sorted(folder.glob("*.dcm"))):
         ds = pydicom.dcmread(path)
         normal = np.cross(*np.array(ds.ImageOrientationPatient, float).reshape(2, 3))
@@ -126,7 +116,97 @@ def test_unevenly_spaced_slices_keep_their_own_labels(make_series, tmp_path: Pat
             f"{v:.8f}" for v in np.array(ds.ImagePositionPatient, float) + normal * 0.4 * step**2
         ]
         ds.save_as(path)
-    series = series_of(folder)
+    return folder
+
+
+def by_dcmqi(path: Path, folder: Path) -> np.ndarray:
+    """What dcmqi makes of a segmentation: it leaves out empty slices at the ends."""
+    program = Path(sys.executable).parent / "segimage2itkimage"
+    words = [program, "--inputDICOM", path, "--outputDirectory", folder, "-t", "nii", "--mergeSegments"]
+    subprocess.run(words, check=True, capture_output=True)
+    return read_mask(next(folder.glob("*.nii*")))[0].numpy()
+
+
+@pytest.mark.parametrize("kind", ["empty", "uneven", "multi-frame", 0, 7, 13])
+def test_dcmqi_reads_the_same_voxels(kind: str | int, make_series, data_dir: Path, tmp_path: Path) -> None:
+    if kind == "multi-frame":
+        series = series_of(data_dir / "dicom" / "dcmqi" / "24x38x3" / "multiframe")
+    elif isinstance(kind, int):
+        series = series_of(make_series(np.zeros((9, 7, 6)), random_affine(kind))[0])
+    else:
+        folder = make_series(np.zeros((7, 6, 5)), AFFINE)[0]
+        series = series_of(uneven(folder) if kind == "uneven" else folder)
+    mask = np.zeros(series.grid.shape, np.uint8) if kind == "empty" else mask_like(series.grid.shape)
+    if kind == "multi-frame":
+        mask[3:9, 4:20, 0] = 2
+
+    path = write_dicom(tmp_path / "seg.dcm", segmentation(mask, LABELS, series.grid, series.header))
+    got = by_dcmqi(path, tmp_path)
+
+    marked = np.flatnonzero(mask.any(axis=(0, 1)))
+    kept = mask[:, :, marked[0] : marked[-1] + 1] if len(marked) else mask[:, :, :1]
+    np.testing.assert_array_equal(got, kept)
+
+
+def test_dcmqi_reads_the_same_place_names_codes_and_colours(series: Series, tmp_path: Path) -> None:
+    mask = mask_like(series.grid.shape)
+    path = write_dicom(tmp_path / "seg.dcm", segmentation(mask, LABELS, series.grid, series.header))
+
+    by_dcmqi(path, tmp_path)
+
+    file = next(tmp_path.glob("*.nii*"))
+    placed, _ = place_on_grid(read_mask(file), series.volume, file.name)
+    np.testing.assert_array_equal(placed[0].numpy(), mask)
+    segments = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0]
+    assert [(s["labelID"], s["SegmentLabel"]) for s in segments] == [(1, "liver"), (2, "rest"), (3, "my label")]
+    assert segments[0]["recommendedDisplayRGBValue"] == [0, 114, 178]
+    assert segments[0]["SegmentedPropertyTypeCodeSequence"]["CodeValue"] == "10200004"
+
+
+@pytest.mark.parametrize(("maximum", "value", "inside"), [(255, 255, True), (255, 127, False), (100, 51, True)])
+def test_fractions_of_more_than_a_half_are_inside(
+    series: Series, tmp_path: Path, maximum: int, value: int, inside: bool
+) -> None:
+    mask = mask_like(series.grid.shape)
+    ds = segmentation(mask, {"liver": 1, "rest": 2, "other": 3}, series.grid, series.header)
+    frames = pydicom.dcmread(write_dicom(tmp_path / "binary.dcm", ds)).pixel_array
+    ds.SegmentationType, ds.SegmentationFractionalType, ds.MaximumFractionalValue = "FRACTIONAL", "PROBABILITY", maximum
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit = 7
+    content = (frames * value).astype(np.uint8).tobytes()
+    ds.PixelData = content + b"\x00" * (len(content) % 2)
+
+    read = read_segmentation(pydicom.dcmread(write_dicom(tmp_path / "fractional.dcm", ds)), series.grid)
+
+    np.testing.assert_array_equal(read.mask[0].numpy(), mask if inside else np.zeros_like(mask))
+
+
+@pytest.mark.parametrize("name", ["Läsion", "肝臓", "Łagodny"])
+@pytest.mark.parametrize("source_set", [None, "ISO_IR 100"])
+def test_names_hold_any_letter(series: Series, tmp_path: Path, name: str, source_set: str | None) -> None:
+    header = pydicom.Dataset()
+    header.update(series.header)
+    header.PatientName = "Müller^Jörg" if source_set else "Mueller^Joerg"
+    if source_set:
+        header.SpecificCharacterSet = source_set
+    facts = SegmentationFacts(author=name)
+
+    ds = segmentation(mask_like(series.grid.shape), {name: 1, "b": 2, "c": 3}, series.grid, header, facts=facts)
+    read = pydicom.dcmread(write_dicom(tmp_path / "seg.dcm", ds))
+
+    assert (seg_facts(read).names[1], seg_facts(read).author) == (name, name)
+    assert str(read.PatientName) == str(header.PatientName)
+
+
+def test_names_that_dicom_would_cut_are_refused(series: Series) -> None:
+    labels = {"a" * 64: 1, "a" * 64 + "b": 2}
+
+    with pytest.raises(UnusableInputError, match="has 65 characters; DICOM has room for 64"):
+        segmentation(mask_like(series.grid.shape), labels, series.grid, series.header)
+
+
+def test_unevenly_spaced_slices_keep_their_own_labels(make_series, tmp_path: Path) -> None:
+    series = series_of(uneven(make_series(np.zeros((7, 6, 5)), AFFINE)[0]))
     mask = mask_like(series.grid.shape)
     assert series.remarks
 
@@ -177,7 +257,9 @@ def test_label_maps_are_read(data_dir: Path) -> None:
     read = read_segmentation(ds, series_of(folder / "24x38x3" / "image").grid)
 
     truth = read_mask(folder / "sparse_labelmap_noppv_seg.nrrd")
-    assert sorted(np.unique(read.mask.numpy())) == sorted(np.unique(truth.numpy()))
+    placed, _ = place_on_grid(truth, series_of(folder / "24x38x3" / "image").volume, "truth")
+    np.testing.assert_array_equal(read.mask[0].numpy(), placed[0].numpy())
+    assert read.mask.any()
 
 
 def test_frames_on_another_grid_make_a_volume_of_their_own(series: Series, make_series, tmp_path: Path) -> None:
@@ -202,10 +284,7 @@ def test_frames_on_another_grid_make_a_volume_of_their_own(series: Series, make_
 def test_any_grid_survives_nifti_dicom_seg_and_back(seed: int, make_series, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(6, 14, 3))
-    spacing = rng.uniform(0.4, 5.0, 3)
-    turn = Rotation.random(random_state=seed).as_matrix()[:, rng.permutation(3)] * rng.choice([-1.0, 1.0], 3)
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = turn @ np.diag(spacing), rng.uniform(-200, 200, 3)
+    affine = random_affine(seed)
     truth = rng.integers(0, 4, shape).astype(np.uint8)
     nifti = MetaTensor(torch.from_numpy(truth)[None], affine=torch.from_numpy(affine))
     original = read_mask(write_volume(tmp_path / "truth.nii.gz", nifti))
