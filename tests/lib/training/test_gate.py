@@ -18,10 +18,13 @@ from threshold_method import Threshold, save_threshold
 
 from medseg import methods
 from medseg.cases import Case
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, NotFoundError, UnusableInputError
+from medseg.inference import model_folder
+from medseg.training import judge
 from medseg.training.gate import gate
 from medseg.training.registry import ModelRegistry
 from medseg.transforms.io import write_volume
+from medseg.weak import WeakLabels
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +37,17 @@ def save_run(folder: Path, threshold: float, label: str = "organ") -> Path:
     return save_threshold(folder, threshold, label)
 
 
-def make_cases(folder: Path, count: int = 2) -> list[Case]:
+def make_cases(folder: Path, count: int = 2, domain: str | None = None) -> list[Case]:
     """Ramps 0..63 along x; the truth is where the ramp exceeds 31."""
     folder.mkdir()
     ramp = np.tile(np.arange(64, dtype=np.uint8), (8, 1))
     cases = []
     for index in range(count):
-        image, label = folder / f"c{index}.png", folder / f"c{index}_mask.png"
+        name = f"{domain or 'c'}{index}"
+        image, label = folder / f"{name}.png", folder / f"{name}_mask.png"
         Image.fromarray(ramp).save(image)
         Image.fromarray((ramp > 31).astype(np.uint8)).save(label)
-        cases.append(Case(f"c{index}", image, label))
+        cases.append(Case(name, image, label, domain=domain))
     return cases
 
 
@@ -257,7 +261,125 @@ def test_champion_stays_where_memory_does_not_suffice_to_measure_it(
     decision = pass_gate(registry, run, cases)
 
     assert not decision.published
-    assert "version 1 could not be measured (CUDA out of memory)" in decision.reason
+    assert "version 1 could not be measured: CUDA out of memory" in decision.reason
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, threshold: float, error: Exception, domain: str | None = None) -> None:
+    """The model with this threshold fails on the cases of a domain, or on all."""
+    load = Threshold.load
+
+    def failing(self, case):
+        if self.network.threshold.item() == threshold and (domain is None or case.domain == domain):
+            raise error
+        return load(self, case)
+
+    monkeypatch.setattr(Threshold, "load", failing)
+
+
+def test_a_gpu_that_fails_while_the_champion_is_measured_opens_no_gate(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(registry, save_run(tmp_path / "a", 35), [])
+    fail_at(monkeypatch, 35, RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
+    decision = pass_gate(registry, save_run(tmp_path / "b", 47), cases)
+
+    assert (decision.published, registry.champion("threshold").number) == (False, 1)
+    assert decision.reason == (
+        "rejected: version 1 could not be measured: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED; there is nothing to "
+        "compare with, train again."
+    )
+
+
+def test_a_champion_that_cannot_be_read_just_now_stays(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(registry, save_run(tmp_path / "a", 35), [])
+    load_file = model_folder.load_file
+
+    def read(path):
+        if path.parent == registry.champion("threshold").folder:
+            raise OSError("Stale file handle")
+        return load_file(path)
+
+    monkeypatch.setattr(model_folder, "load_file", read)
+
+    assert "could not be measured" in pass_gate(registry, save_run(tmp_path / "b", 47), cases).reason
+
+
+@pytest.fixture
+def joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    """One case of the hip, three of the knee; groups are domains."""
+    by_domain = classmethod(lambda cls, cases, config=None: {case.id: case.domain or "" for case in cases})
+    monkeypatch.setattr(Threshold, "group_cases", by_domain)
+    return [*make_cases(tmp_path / "hip", 1, "hip"), *make_cases(tmp_path / "knee", 3, "knee")]
+
+
+@pytest.mark.parametrize(("threshold", "published"), [(31, True), (31.5, True), (32, False)])
+def test_a_new_domain_is_served_only_if_the_old_ones_keep_their_quality(
+    registry: ModelRegistry, joints: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    threshold: float, published: bool
+) -> None:  # fmt: skip
+    pass_gate(registry, save_run(tmp_path / "a", 31.25), joints[:1])  # knows the hip alone, perfectly
+    fail_at(monkeypatch, 31.25, NotFoundError("there is no domain 'knee'"), "knee")
+    decision = pass_gate(registry, save_run(tmp_path / "b", threshold), joints)
+
+    assert decision.published is published
+    assert decision.incumbent["quality"] == 0.5  # missed in the knee
+    assert decision.incumbent["groups"] == {"hip": 1.0, "knee": 0.0}
+    assert "against 0.5000 of version 1 on 4 validation cases in 2 groups that count alike; knee new to it" in (
+        decision.reason
+    )
+    fall = "rejected: hip from 1.0000 to 0.9841 would fall by more than 0.01, although the mean rises; 0.9841 against"
+    assert (fall in decision.reason) is not published
+
+
+def test_a_champion_that_refuses_a_case_of_a_group_that_it_knows_was_not_measured(
+    registry: ModelRegistry, joints: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(registry, save_run(tmp_path / "a", 35), [])
+    load = Threshold.load
+
+    def refuse_one(self, case):
+        if self.network.threshold.item() == 35 and case.id == "knee1":
+            raise UnusableInputError("knee1 cannot be read")
+        return load(self, case)
+
+    monkeypatch.setattr(Threshold, "load", refuse_one)
+    decision = pass_gate(registry, save_run(tmp_path / "b", 47), joints)
+
+    assert not decision.published
+    assert "version 1 could not be measured: it refuses validation case knee1 (knee1 cannot be read)" in decision.reason
+
+
+def test_files_that_vanish_during_the_gate_do_not_count_as_refused(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(registry, save_run(tmp_path / "a", 35), [])
+    load = Threshold.load
+
+    def lose(self, case):
+        if self.network.threshold.item() == 35:
+            case.image.unlink(missing_ok=True)
+        return load(self, case)
+
+    monkeypatch.setattr(Threshold, "load", lose)
+
+    assert "version 1 could not be measured" in pass_gate(registry, save_run(tmp_path / "b", 47), cases).reason
+
+
+def test_groups_are_told_among_all_cases_of_the_study(
+    registry: ModelRegistry, joints: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def group_cases(cls, cases, config=None):
+        seen.append({case.id for case in cases})
+        return {case.id: case.domain for case in cases}
+
+    monkeypatch.setattr(Threshold, "group_cases", classmethod(group_cases))
+    gate(registry, "threshold", save_run(tmp_path / "a", 35), joints[:2], among=joints)
+
+    assert seen == [{"hip0", "knee0", "knee1", "knee2"}]
 
 
 def test_lost_champion_files_do_not_block_the_loop(registry: ModelRegistry, cases: list[Case], tmp_path: Path) -> None:
@@ -284,8 +406,8 @@ def test_unusable_validation_case_is_left_out_for_both(
     assert set(decision.candidate["cases"]) == set(decision.incumbent["cases"]) == {"c1"}
 
 
-def test_champions_metrics_are_reused_only_while_the_files_are_the_same(
-    registry: ModelRegistry, cases: list[Case], tmp_path: Path
+def test_champions_metrics_are_reused_only_while_files_weak_labels_and_code_are_the_same(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pass_gate(registry, save_run(tmp_path / "a", 35), cases)
 
@@ -300,6 +422,14 @@ def test_champions_metrics_are_reused_only_while_the_files_are_the_same(
     Image.fromarray(mask).save(cases[0].label)
     assert predictions(48) == 4  # the mask was corrected: both models again
     assert predictions(49) == 2
+    regions = cases[1].label
+    cases[1] = replace(cases[1], regions=regions)
+    assert predictions(50) == 4
+    cases[1] = replace(cases[1], weak=WeakLabels(extent={"1": 5.0}))
+    assert predictions(51) == 4
+    monkeypatch.setattr(judge, "code_hash", lambda: "newer")
+    assert predictions(52) == 4
+    assert predictions(53) == 2
 
 
 def test_rollback_is_what_the_next_candidate_is_compared_with(
