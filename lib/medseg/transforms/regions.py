@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,30 @@ def lungs_of_hu(image: NDArray[np.floating]) -> NDArray[np.bool_]:
     keep = [int(i) for i in np.argsort(sizes)[::-1][:2] if sizes[i] >= LUNG_SHARE * image.size]
     closed = ndimage.binary_closing(np.isin(labels, keep), ndimage.generate_binary_structure(3, 1), iterations=2)
     return np.asarray(ndimage.binary_fill_holes(closed) | np.isin(labels, keep))
+
+
+def name_regions(regions: NDArray[Any], scheme: str = "auto") -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Region ids and their names, in RAS.
+
+    A lung mask (bool, or one id) is split: into sides where the scheme is "sides", else into six thirds. One id under a
+    lobe scheme is that lobe.
+    """
+    ids = [int(i) for i in np.unique(regions) if i > 0]
+    if regions.dtype != bool and (len(ids) > 1 or scheme in LOBES):
+        return regions.astype(np.uint8), region_names(ids, scheme)
+    lungs = np.asarray(regions > 0)
+    if scheme == "sides":
+        return split_sides(lungs), region_names(tuple(SIDES.values()), scheme)
+    return split_thirds(lungs), region_names(tuple(THIRDS.values()), "thirds")
+
+
+def region_names(ids: Sequence[int], scheme: str = "auto") -> dict[int, str]:
+    """Names of region ids, "" where none is known; "auto": six thirds or two sides where the ids are exactly those."""
+    chosen = SCHEMES.get(scheme) or next(
+        (names for names in (THIRDS, SIDES) if sorted(names.values()) == sorted(ids)), {}
+    )
+    names = {index: name for name, index in chosen.items()}
+    return {index: names.get(index, "") for index in ids}
 
 
 def region_id(key: str, present: Mapping[int, str] | None, where: str) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 from medseg.errors import UnusableInputError
 from medseg.phantoms.chest import make_chest
-from medseg.transforms.regions import lungs_of_hu, region_id, split_sides, split_thirds
+from medseg.transforms.regions import SIDES, THIRDS, lungs_of_hu, name_regions, region_id, split_sides, split_thirds
 
 
 def two_lungs(axis: int = 0, bridge: bool = False) -> np.ndarray:
@@ -55,3 +55,31 @@ def test_region_ids_by_number_and_name() -> None:
     assert region_id("Left lower", present, "row 1") == 1
     with pytest.raises(UnusableInputError, match=r"row 1: there is no region '2'.*1 \(left_lower\), 4"):
         region_id("2", present, "row 1")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "names"),
+    [
+        ("auto", np.uint8, THIRDS),
+        ("thirds", np.uint8, THIRDS),
+        ("sides", np.uint8, SIDES),
+        ("sides", bool, SIDES),
+        ("dram", bool, THIRDS),
+        ("dram", np.int16, {"right_upper": 3}),
+    ],
+)
+def test_a_mask_with_one_id_obeys_the_scheme(scheme: str, dtype: type, names: dict[str, int]) -> None:
+    mask = two_lungs() if dtype is bool else two_lungs().astype(dtype) * 3
+
+    regions, found = name_regions(mask, scheme)
+
+    assert {name: index for index, name in found.items()} == names
+    assert sorted(np.unique(regions[regions > 0]).tolist()) == sorted(names.values())
+
+
+def test_names_of_several_ids() -> None:
+    regions = np.array([[[0, 1, 2]]], np.int32)
+
+    assert name_regions(regions)[1] == {1: "left", 2: "right"}
+    assert name_regions(regions, "lungmask")[1] == {1: "left_upper", 2: "left_lower"}
+    assert name_regions(regions + 6 * (regions > 0))[1] == {7: "", 8: ""}

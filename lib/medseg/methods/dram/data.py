@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from medseg.cases import Case
@@ -26,12 +24,11 @@ from medseg.methods.dram.extents import (
     extents_of_weak,
     measured_percent,
     parse_table,
-    region_names,
 )
 from medseg.transforms.grid import resize, same_grid, size_at, spacing_of, to_canonical, to_grid
 from medseg.transforms.io import read_image, read_mask
 from medseg.transforms.labels import read_label
-from medseg.transforms.regions import lungs_of_hu, split_thirds
+from medseg.transforms.regions import lungs_of_hu, name_regions
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +65,30 @@ def lesion_label(labels: Mapping[str, int], chosen: str = "") -> int:
         return labels[chosen]
     known = [index for name, index in labels.items() if name.casefold() in LESION_NAMES]
     return known[0] if known else max(labels.values())
+
+
+def lung_label(labels: Mapping[str, int], chosen: str = "") -> int | None:
+    """The number of the label that is healthy lung; where there is one, all labels together are the lungs.
+
+    One that is called so, else the first beside the lesion where no name tells anything. Masks of ground glass and
+    consolidation alone are lesions side by side: nothing in them tells where the lungs end.
+    """
+    lesion = lesion_label(labels, chosen)
+    others = {name.casefold(): index for name, index in labels.items() if index != lesion}
+    named = [index for name, index in others.items() if "lung" in name or "lobe" in name]
+    if named or any(name.casefold() in LESION_NAMES for name in labels):
+        return named[0] if named else None
+    return min(others.values(), default=None)
+
+
+def is_hu(config: DRAMConfig) -> bool:
+    """Whether images are CT in Hounsfield units, by their window."""
+    return config.window is not None and config.window[0] < -200
+
+
+def says_extents(case: Case) -> bool:
+    """Whether a reader stated extents or scores."""
+    return case.weak is not None and bool(case.weak.extent or case.weak.scores)
 
 
 def guess_window(image: MetaTensor) -> tuple[float, float]:
@@ -107,7 +128,8 @@ def load_case(case: Case, config: DRAMConfig, labels: Mapping[str, int]) -> Samp
         (1, *grid) uint8, 1 lesion; `counts` (SLOTS,) voxels per region; `names`, `case`, `source`.
 
     Raises:
-        UnusableInputError: no 3D volume of one channel, a mask with unknown values, regions that do not fit.
+        UnusableInputError: no 3D volume of one channel, a mask with unknown values, regions that do not fit; a mask or
+            extents, but nothing that tells the lungs they are shares of.
     """
     original = read_image(case.image)
     if original.ndim != 4 or original.shape[0] != 1:
@@ -117,6 +139,8 @@ def load_case(case: Case, config: DRAMConfig, labels: Mapping[str, int]) -> Samp
         )
     image = to_canonical(original)
     facts = read_facts(case, image, original, config, labels)
+    if facts.regions is None:
+        _refuse_labels(case, config)
     extents = read_extents(case, facts, config)
     size = working_size(image, config)
     tensors = {"image": _averaged(_windowed(image, config), size)}
@@ -140,7 +164,8 @@ def read_facts(
 ) -> CaseFacts:
     """Regions and true lesion on the image's grid.
 
-    Regions come from the region mask, else from the mask's own lungs (every label but the lesion), else from HU.
+    Regions come from the region mask, else from the mask's own lungs (all labels together, see `lung_label`), else
+    from HU.
     """
     lesion = lungs = None
     if case.label is not None:
@@ -148,7 +173,7 @@ def read_facts(
         lesion = MetaTensor(
             (mask.as_tensor() == lesion_label(labels, config.lesion)).to(torch.uint8), affine=mask.affine
         )
-        lungs = (mask.as_tensor()[0] > 0).numpy() if len(labels) > 1 else None
+        lungs = (mask.as_tensor()[0] > 0).numpy() if lung_label(labels, config.lesion) else None
     elif case.organ is not None:
         shown = _own_grid(read_mask(case.organ), original, f"organ mask of {case.id}")
         lungs = (shown.as_tensor()[0] > 0).numpy()
@@ -159,7 +184,7 @@ def read_facts(
             raise UnusableInputError(f"region mask of {case.id} is empty; draw the lungs or remove the file")
         if given.max() >= SLOTS:
             raise UnusableInputError(f"region mask of {case.id} holds id {given.max()}; ids go up to {SLOTS - 1}")
-    if given is None and lungs is None and _is_hu(config) and (case.weak is not None or lesion is not None):
+    if given is None and lungs is None and is_hu(config):
         lungs = lungs_of_hu(image.as_tensor()[0].numpy())
     regions = given if given is not None else lungs
     if regions is None or not regions.any():
@@ -168,13 +193,14 @@ def read_facts(
     return CaseFacts(MetaTensor(torch.from_numpy(regions)[None], affine=image.affine), names, lesion)
 
 
-def name_regions(regions: NDArray[Any], scheme: str) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """Region ids and names; a mask with a single id (or of bools) is a lung mask and becomes six thirds."""
-    ids = [int(i) for i in np.unique(regions) if i > 0]
-    if len(ids) == 1:
-        thirds = split_thirds(np.asarray(regions > 0))
-        return thirds, region_names([1, 2, 3, 4, 5, 6], "thirds")
-    return regions.astype(np.uint8), region_names(ids, None if scheme == "auto" else scheme)
+def _refuse_labels(case: Case, config: DRAMConfig) -> None:
+    """End with what is missing, where a case says something of the lesion and nothing tells the lungs."""
+    what = "a mask without lungs" if case.label is not None else "extents" if says_extents(case) else ""
+    if what:
+        reason = "no lungs are found in its HU" if is_hu(config) else "its lungs cannot be found without HU"
+        raise UnusableInputError(
+            f"image {case.id} has {what} but no region mask, and {reason}; save a lung or lobe mask under tag regions"
+        )
 
 
 def read_extents(case: Case, facts: CaseFacts, config: DRAMConfig) -> Extents:
@@ -182,7 +208,7 @@ def read_extents(case: Case, facts: CaseFacts, config: DRAMConfig) -> Extents:
     rule = rule_of(config)
     if facts.regions is None:
         return Extents()
-    if case.weak is not None and (case.weak.extent or case.weak.scores):
+    if case.weak is not None and says_extents(case):
         return extents_of_weak(case.weak, facts.names, rule, f"image {case.id}")
     if facts.lesion is None:
         return Extents()
@@ -226,10 +252,6 @@ def _averaged(image: MetaTensor, size: tuple[int, ...]) -> MetaTensor:
     if any(n > o for n, o in zip(size, image.shape[1:], strict=True)):
         return small
     return MetaTensor(interpolate(image.as_tensor()[None], size, mode="area")[0], affine=small.affine)
-
-
-def _is_hu(config: DRAMConfig) -> bool:
-    return config.window is not None and config.window[0] < -200
 
 
 def _own_grid(mask: MetaTensor, image: MetaTensor, what: str) -> MetaTensor:

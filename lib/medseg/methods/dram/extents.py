@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.errors import UnusableInputError
-from medseg.transforms.regions import SCHEMES, region_id
+from medseg.transforms.regions import region_id
 from medseg.weak import WeakLabels
 
 SLOTS = 33
@@ -103,13 +103,6 @@ def parse_table(text: str) -> tuple[float, ...]:
             f"score_table is {text!r}; give {', '.join(SCORE_TABLES)} or 7 ascending per cents from 0 to 100"
         )
     return edges
-
-
-def region_names(ids: Sequence[int], scheme: str | None = None) -> dict[int, str]:
-    """Names of region ids: of the scheme, else of the six thirds or two sides where the ids are exactly those."""
-    chosen = scheme if scheme in SCHEMES else {(1, 2, 3, 4, 5, 6): "thirds", (1, 2): "sides"}.get(tuple(sorted(ids)))
-    names = {index: name for name, index in SCHEMES[chosen].items()} if chosen else {}
-    return {index: names.get(index, "") for index in ids}
 
 
 def extents_of_weak(weak: WeakLabels, names: Mapping[int, str], rule: ExtentRule, where: str) -> Extents:

@@ -17,14 +17,14 @@ NONE = 0.05
 """Per cent: a region with less true lesion counts as one of extent 0."""
 
 
-def judge(prediction: Prediction, truth: MetaTensor, lesion: int, labels: int) -> dict[str, float]:
+def judge(prediction: Prediction, truth: MetaTensor, lesion: int, *, shows_lungs: bool) -> dict[str, float]:
     """Metrics of one case (dRAM card sec. 2).
 
     Args:
         prediction: on the image's own grid.
         truth: (1, *grid) mask.
         lesion: number of the lesion label.
-        labels: number of labels; with more than one, all of them together are the lungs.
+        shows_lungs: all labels of the mask together are the lungs; else it shows lesions only.
 
     Returns:
         `iou`, `dice`, `hd95_*`, ... of the lesion inside the true lungs (everywhere, where the mask knows no lungs);
@@ -35,12 +35,12 @@ def judge(prediction: Prediction, truth: MetaTensor, lesion: int, labels: int) -
     assert prediction.mask is not None
     pred, real = (to_canonical(m).as_tensor()[0].cpu().numpy() for m in (prediction.mask, truth))
     found, true = pred == lesion, real == lesion
-    lungs = real > 0 if labels > 1 else np.ones_like(true)
+    lungs = real > 0 if shows_lungs else np.ones_like(true)
     spacing = tuple(float(s) for s in to_canonical(truth).pixdim)
     metrics = segmentation_metrics((found & lungs).astype(np.uint8), true.astype(np.uint8), {"lesion": 1}, spacing)
     whole = overlap_metrics(found, true)
     metrics = {"iou": metrics["jaccard"], **metrics, "iou_image": whole["jaccard"], "dice_image": whole["dice"]}
-    if labels > 1:
+    if shows_lungs:
         metrics["lung_dice"] = overlap_metrics(pred > 0, lungs)["dice"]
         metrics |= _extents(found & lungs, true, lungs)
     if prediction.uncertainty is not None and lungs.any():

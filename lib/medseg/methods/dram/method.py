@@ -29,7 +29,16 @@ from medseg.methods.base import (
 )
 from medseg.methods.dram.baselines import fit_threshold
 from medseg.methods.dram.config import DRAMConfig
-from medseg.methods.dram.data import automatic_scale, draw_sample, guess_window, lesion_label, load_case
+from medseg.methods.dram.data import (
+    automatic_scale,
+    draw_sample,
+    guess_window,
+    is_hu,
+    lesion_label,
+    load_case,
+    lung_label,
+    says_extents,
+)
 from medseg.methods.dram.derive import derive_extents
 from medseg.methods.dram.judge import judge
 from medseg.methods.dram.network import DRAMNet
@@ -86,7 +95,7 @@ class DRAM(Method):
     @classmethod
     def is_labelled(cls, case: Case) -> bool:
         """A mask or extents: either says how good a prediction is."""
-        return case.label is not None or _says_extents(case)
+        return case.label is not None or says_extents(case)
 
     @classmethod
     def hide_label(cls, case: Case) -> Case:
@@ -116,6 +125,7 @@ class DRAM(Method):
         field = WindowedCRF(config.crf_radius, config.crf_steps) if config.crf and dense else None
         attention = config.attention_form if config.attention and dense else None
         self.lesion = lesion_label(self.labels, config.lesion)
+        self.lungs = lung_label(self.labels, config.lesion)
         self.pseudo: dict[str, torch.Tensor] = {}
         self.objective = Objective(config)
         return DRAMNet(
@@ -126,7 +136,7 @@ class DRAM(Method):
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         """One stream of every case that says something: extents, scores, or a mask that extents follow from."""
-        known = tuple(case for case in cases if case.label is not None or _says_extents(case))
+        known = tuple(case for case in cases if case.label is not None or says_extents(case))
         if not known:
             raise MedsegError(
                 f"dRAM needs extents per region or masks, got neither for any of {len(cases)} images; import a table "
@@ -135,10 +145,16 @@ class DRAM(Method):
         return [Stream("extents", known, self.config.batch)]
 
     def visible(self, case: Case) -> Case:
-        """Without the mask, but with its lungs, where it has some: regions are an input (card sec. 1.1 and 2)."""
-        if case.label is None or case.regions is not None or len(self.labels) < 2 or not self.config.lungs_given:
-            return case.without_label()
-        return replace(case, label=None, organ=case.label)
+        """Without the mask, but with its lungs, where it has some: regions are an input (card sec. 1.1 and 2).
+
+        Where a mask judges, stated extents go with it: obeying them would hand the prediction the reader's answer.
+        Extents that no region can take, because nothing tells the lungs, go as well.
+        """
+        shows_lungs = case.label is not None and self.config.lungs_given and self.lungs is not None
+        organ = case.label if shows_lungs and case.regions is None else case.organ
+        shown = replace(case, label=None, organ=organ)
+        regions = case.regions is not None or organ is not None or is_hu(self.config)
+        return shown if case.label is None and regions else self.hide_label(shown)
 
     def load(self, case: Case) -> Sample:
         """Window, regions, extents; see `data.load_case`."""
@@ -146,11 +162,6 @@ class DRAM(Method):
 
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The lungs' box, turned and recoloured; in the final stage with its pseudo-label."""
-        if "extents" not in loaded:
-            raise MedsegError(
-                f"image {loaded['case']} has extents but no region mask, and its lungs cannot be found without HU; "
-                "save a lung or lobe mask under tag regions"
-            )
         if loaded["case"] in self.pseudo:
             loaded = {**loaded, "pseudo": self.pseudo[loaded["case"]]}
         drawn = draw_sample(loaded, self.config, generator)
@@ -216,10 +227,9 @@ class DRAM(Method):
         affine = loaded["image"].affine
         classes = torch.zeros(1 + len(self.labels), *reading.decided.shape)
         lesion, lungs = reading.decided * reading.lungs, reading.lungs
-        other = next((i for i in self.labels.values() if i != self.lesion), None)
-        classes[0] = 1 - (lungs if other is not None else lesion)
-        if other is not None:
-            classes[other] = lungs - lesion
+        classes[0] = 1 - (lungs if self.lungs else lesion)
+        if self.lungs:
+            classes[self.lungs] = lungs - lesion
         classes[self.lesion] = lesion
         return Prediction(
             probabilities=MetaTensor(classes, affine=affine),
@@ -234,13 +244,12 @@ class DRAM(Method):
 
     def finish(self, prediction: Prediction, case: Case) -> Prediction:
         """Lungs are decided first, lesion against lung within them: at the pleura three classes share the vote."""
-        if prediction.probabilities is None or len(self.labels) < 2:
+        if prediction.probabilities is None or self.lungs is None:
             return prediction
         prob = prediction.probabilities.as_tensor()
         inside, lesion = 1 - prob[0], prob[self.lesion]
         mask = torch.where(lesion > 0.5 * inside, self.lesion, prob[1:].argmax(dim=0) + 1)
-        other = next(i for i in self.labels.values() if i != self.lesion)
-        mask = torch.where((mask == self.lesion) & (lesion <= 0.5 * inside), other, mask)
+        mask = torch.where((mask == self.lesion) & (lesion <= 0.5 * inside), self.lungs, mask)
         mask = torch.where(inside > 0.5, mask, 0).to(torch.uint8)
         return replace(prediction, mask=MetaTensor(mask[None], affine=prediction.probabilities.affine))
 
@@ -254,12 +263,8 @@ class DRAM(Method):
         if truth is None:
             errors = [abs(m.value) for name, m in prediction.measurements.items() if name.startswith("residual_")]
             return {"extent_error": sum(errors) / len(errors)} if errors else {}
-        return judge(prediction, truth, self.lesion, len(self.labels))
+        return judge(prediction, truth, self.lesion, shows_lungs=self.lungs is not None)
 
     def quality(self, metrics: Mapping[str, float]) -> float:
         """Dice of the lesion; for a case with extents only, 1 minus their mean error as a share."""
         return metrics[self.metric] if self.metric in metrics else 1 - metrics.get("extent_error", 100.0) / 100
-
-
-def _says_extents(case: Case) -> bool:
-    return case.weak is not None and bool(case.weak.extent or case.weak.scores)

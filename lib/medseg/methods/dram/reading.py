@@ -19,9 +19,9 @@ from medseg.methods.dram.baselines import (
 )
 from medseg.methods.dram.config import DRAMConfig
 from medseg.methods.dram.cuts import decided, otsu_cut
-from medseg.methods.dram.data import name_regions
 from medseg.methods.dram.extents import SLOTS
 from medseg.methods.dram.network import DRAMNet
+from medseg.transforms.regions import name_regions
 
 NOTHING = 0.005
 """Ours: a region with a smaller predicted share gets no lesion from Otsu, which always returns something."""
@@ -123,7 +123,7 @@ def _regions(
     if "regions" in loaded:
         regions = loaded["regions"].as_tensor()[None].to(lung_prob.device)
         return regions, loaded["names"], (regions > 0).float()
-    ids, names = name_regions((lung_prob[0, 0] > 0.5).cpu().numpy(), "auto")
+    ids, names = name_regions((lung_prob[0, 0] > 0.5).cpu().numpy(), config.regions)
     return torch.from_numpy(ids)[None, None].to(lung_prob.device), names, lung_prob
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from medseg.methods.dram.config import DRAMConfig
 from medseg.methods.dram.method import DRAM
 from medseg.phantoms.chest import LABELS, Chest, make_chest
 from medseg.phantoms.study import write_grid
+from medseg.transforms.io import read_image
 from medseg.weak import WeakLabels
 
 SHAPE = (40, 32, 12)
@@ -42,6 +45,19 @@ def write_case(tmp_path: Path) -> Callable[..., tuple[Case, Chest]]:
         return case, chest
 
     return write
+
+
+@pytest.fixture
+def eight_bit(tmp_path: Path) -> Callable[[Case], Case]:
+    """The case with its image as 8 bits, which tell nothing of the lungs."""
+
+    def convert(case: Case) -> Case:
+        image = read_image(case.image)
+        values = ((image.as_tensor()[0].numpy() + 1000) / 1200 * 255).clip(0, 255).astype(np.uint8)
+        file = write_grid(tmp_path / f"eight_{case.id}.nii.gz", values, image.affine.numpy())
+        return replace(case, image=file)
+
+    return convert
 
 
 @pytest.fixture

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from medseg.cases import Case
 from medseg.errors import UnusableInputError
-from medseg.methods.dram.data import guess_window, lesion_label
+from medseg.inference.predictor import Predictor
+from medseg.methods.dram.data import guess_window, lesion_label, lung_label
 from medseg.methods.dram.derive import derive_extents
 from medseg.methods.dram.method import DRAM
 from medseg.phantoms.chest import LABELS, true_percent
 from medseg.phantoms.study import write_grid
-from medseg.transforms.io import read_image
+from medseg.training.data import CaseCache, readable
+from medseg.transforms.io import read_image, read_mask
+from medseg.weak import WeakLabels
 
 
 def test_regions_and_extents_follow_from_a_mask(write_case: Callable, build: Callable[..., DRAM]) -> None:
@@ -130,6 +134,88 @@ def test_extents_of_a_region_that_is_not_there(write_case: Callable, build: Call
         build().load(case)
 
 
+def test_what_is_said_of_unknown_lungs_is_refused_when_read(
+    write_case: Callable, eight_bit: Callable[[Case], Case], build: Callable[..., DRAM], tmp_path: Path
+) -> None:
+    """Read, not drawn: training leaves the case out and goes on with the others."""
+    case = eight_bit(write_case(3)[0])
+    typed = replace(case, id="typed", label=None, weak=WeakLabels(extent={"left_lower": 5}))
+    method = build(window=(0, 255))
+    cache = CaseCache(method, 1.0)
+
+    kept, skipped = readable(cache, [case, typed])
+
+    assert kept == [case]
+    assert (
+        "image typed has extents but no region mask, and its lungs cannot be found without HU" in skipped[0]["reason"]
+    )
+    with pytest.raises(UnusableInputError, match="image case_3 has a mask without lungs but no region mask"):
+        build({"lesion": 1}, window=(0, 255)).load(replace(case, label=lesion_only(case, tmp_path)))
+    assert "extents" not in method.load(method.visible(typed))  # a prediction goes on without them
+
+
+def lesion_only(case: Case, folder: Path) -> Path:
+    assert case.label is not None
+    mask = read_mask(case.label)
+    return write_grid(
+        folder / "lesion.nii.gz", (mask.as_tensor()[0].numpy() == 2).astype(np.uint8), mask.affine.numpy()
+    )
+
+
+def test_a_judged_prediction_does_not_know_the_readers_extents(
+    write_case: Callable, build: Callable[..., DRAM]
+) -> None:
+    case, _ = write_case(4, regions=True, weak={"extent": {"left_lower": 95}, "angles": {"a": 1}, "source": "reader"})
+    method = build()
+
+    judged, typed = method.visible(case), method.visible(replace(case, label=None))
+
+    assert judged.weak is not None
+    assert (judged.weak.extent, judged.weak.angles) == ({}, {"a": 1})
+    assert typed.weak == case.weak
+    one, two = (Predictor(method).predict(c) for c in (case, replace(case, weak=None)))
+    assert one.mask is not None
+    assert two.mask is not None
+    assert torch.equal(one.mask.as_tensor(), two.mask.as_tensor())
+
+
+def test_lungs_of_a_bare_image_in_hu_with_a_wide_field_of_view(
+    write_case: Callable, build: Callable[..., DRAM], tmp_path: Path
+) -> None:
+    case, chest = write_case(5, mask=False)
+    wide = np.pad(chest.image, ((12, 12), (12, 12), (0, 0)), constant_values=-1000)
+    true = np.pad(chest.mask > 0, ((12, 12), (12, 12), (0, 0)))
+    case = replace(case, image=write_grid(tmp_path / "wide.nii.gz", wide, chest.affine))
+
+    prediction = Predictor(build()).predict(case)
+
+    assert prediction.mask is not None
+    lungs = prediction.mask.as_tensor()[0].numpy() > 0
+    assert 2 * (lungs & true).sum() / (lungs.sum() + true.sum()) > 0.9
+
+
+def test_lesions_side_by_side_are_no_lungs(
+    write_case: Callable, eight_bit: Callable[[Case], Case], build: Callable[..., DRAM]
+) -> None:
+    assert lung_label({"infection": 1, "lung": 2}) == 2
+    assert lung_label({"label_1": 1, "label_2": 2}) == 1
+    assert lung_label({"ggo": 1, "consolidation": 2}) is None
+    assert lung_label({"ggo": 1, "consolidation": 2, "left lung": 3}) == 3
+    assert lung_label({"lesion": 1}) is None
+    labels = {"ggo": 1, "consolidation": 2}
+    case = eight_bit(write_case(6)[0])
+    with pytest.raises(UnusableInputError, match="a mask without lungs but no region mask"):
+        build(labels, window=(0, 255)).load(case)
+    given, _ = write_case(6, regions=True)
+    method = build(labels)
+    prediction = Predictor(method).predict(given)
+    assert prediction.mask is not None
+    assert int(prediction.mask.max()) <= 1  # no lung is called consolidation
+    found = method.evaluate(prediction, given, read_mask(given.label))
+    assert "lung_dice" not in found
+    assert found["entropy"] >= 0
+
+
 def test_the_lesion_among_the_labels() -> None:
     assert lesion_label({"infection": 1, "lung": 2}) == 1
     assert lesion_label({"label_1": 1, "label_2": 2}) == 2
@@ -197,6 +283,6 @@ def test_a_judged_prediction_knows_the_lungs_and_nothing_else(
     assert "label" not in shown
     assert torch.equal(shown["regions"], bare["regions"])
     assert np.array_equal(shown["regions"][0].numpy() > 0, method.load(case)["regions"][0].numpy() > 0)
-    assert "regions" not in build(window=(0, 255)).load(replace(case, label=None))
+    assert "regions" not in build(window=(0, 255)).load(replace(case, label=None))  # no HU
     assert method.visible(replace(case, regions=case.label)).organ is None
     assert build(lungs_given=False).visible(case).organ is None

@@ -12,8 +12,8 @@ from medseg.methods.dram.extents import (
     extents_of_weak,
     measured_percent,
     parse_table,
-    region_names,
 )
+from medseg.transforms.regions import region_names
 from medseg.weak import WeakLabels
 
 NAMES = region_names([1, 2, 3, 4, 5, 6])

@@ -206,15 +206,19 @@ def test_prediction_tells_extents_and_residuals(write_case: Callable, build: Cal
     assert torch.equal(plain.mask.as_tensor(), derived.mask.as_tensor())
 
 
-def test_an_image_alone_is_segmented_with_the_learnt_lungs(
-    write_case: Callable, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet]
-) -> None:
+def test_an_image_alone_without_hu_is_segmented_with_the_learnt_lungs(
+    write_case: Callable, eight_bit: Callable[[Case], Case], build: Callable[..., DRAM],
+    training_set: Callable[..., TrainingSet],
+) -> None:  # fmt: skip
     case, chest = write_case(3)
-    method = build(**WEAK, attention=False, crf=False, final=False, iterations=40, learning_rate=2e-2, lung_weight=5.0)
+    case = eight_bit(case)
+    alone = {"attention": False, "crf": False, "final": False, "window": (0, 255)}
+    method = build(**WEAK, **alone, iterations=40, learning_rate=2e-2, lung_weight=5.0)
     fit(method, training_set(method, case))
 
     prediction = Predictor(method).predict(case.without_label())
 
+    assert "regions" not in method.load(case.without_label())
     assert prediction.mask is not None
     lungs = prediction.mask.as_tensor()[0].numpy() > 0
     true = chest.mask > 0
