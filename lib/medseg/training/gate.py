@@ -51,7 +51,7 @@ class Decision:
         published: whether the candidate is served now.
         version: its number; None where it was rejected.
         reason: one sentence for people.
-        candidate: `quality`, `mean`, `cases`, `missed` of the candidate, and `groups` (mean quality of each) if several;
+        candidate: `quality`, `mean`, `cases`, `missed` of the candidate, and `groups`, the mean of each, if several;
             None where it was not measured.
         incumbent: the same of the champion it met, and its `version`.
     """
