@@ -6,9 +6,11 @@ torchrun --standalone --nproc-per-node 4 -m medseg.server.tasks.distributed RUN/
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,21 @@ logger = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"  # torchrun's default, the host's name, does not resolve on every machine
 
 
+def most_processes(batches: Iterable[int], limit: int) -> int:
+    """The largest number of processes, up to a limit, among which every batch divides."""
+    whole = math.gcd(*batches)
+    return next(number for number in range(limit, 0, -1) if whole % number == 0)
+
+
 def train_distributed(job: TrainingJob, processes: int) -> None:
     """Run a job in several processes and wait for it.
 
     Raises:
+        ConflictError: another process holds the run folder.
         MedsegError: it failed; the sentence is the one of the run's own progress.
     """
+    with RunFolder(job.out).locked():
+        pass  # found out here one can wait for the holder; inside, it is a failure of all processes
     watched = replace(job, watch_pids=(*job.watch_pids, os.getpid()))
     path = write_json(job.out / "job.json", job_to_dict(watched))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", ADDRESS]

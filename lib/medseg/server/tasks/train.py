@@ -18,12 +18,14 @@ from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods import method_class
 from medseg.methods.base import MethodConfig
+from medseg.networks.precision import amp_dtype
 from medseg.server.tasks.device import device_choices, resolve_device
-from medseg.server.tasks.distributed import train_distributed
+from medseg.server.tasks.distributed import most_processes, train_distributed
 from medseg.server.tasks.next_step import needs_masks
 from medseg.server.tasks.study import Study
 from medseg.server.tasks.train_runs import OpenRun, TrainRuns, fingerprint
 from medseg.training.gate import gate
+from medseg.training.processes import gone
 from medseg.training.run import TrainingJob, TrainingStoppedError, train
 from medseg.training.split import Split
 
@@ -80,13 +82,14 @@ class MedsegTrain(TrainTask):
         """Read a request. Called before a job is queued, so that mistakes are answered and not buried in its log.
 
         Raises:
-            MedsegError: unknown setting, bad value, or nothing to learn from.
+            MedsegError: unknown setting, bad value, nothing to learn from, or batches that do not divide among the
+                processes asked for.
         """
         options = {key: value for key, value in request.items() if key not in FOREIGN}
         device = resolve_device(options.pop("device", None), self.study.settings.device)
         resume = str(options.pop("resume", True)).lower() not in ("false", "0", "no", "off")
         labelled = _count(options.pop("labelled", None), "labelled")
-        processes = _count(options.pop("processes", None), "processes") or self._processes(device)
+        processes = _count(options.pop("processes", None), "processes")
         if "init" in options:  # a file name from the network; people set it with --conf
             raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
         init = self._init()
@@ -95,7 +98,8 @@ class MedsegTrain(TrainTask):
             raise ConflictError(
                 "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
             )
-        return TrainRequest(config, device, processes, resume, labelled)
+        amp_dtype(config.amp, torch.device(device))
+        return TrainRequest(config, device, self._processes(processes, device, config), resume, labelled)
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Train, then let the gate decide.
@@ -131,6 +135,8 @@ class MedsegTrain(TrainTask):
             "resuming" if run.resume else "new", run.path.name,
         )  # fmt: skip
         self._run(request, split, run)
+        if reason := gone(watched_pids()):
+            raise TrainingStoppedError(f"training is done but nothing is published because {reason}; train again")
         logger.info("comparing the candidate with the current model")
         result = gate(
             self.study.registry, self.method, run.path, split.validation, request.device, self.study.settings.gate_eps
@@ -160,13 +166,13 @@ class MedsegTrain(TrainTask):
             resume=run.resume,
             watch_pids=watched_pids(),
         )
-        if request.processes > 1:
-            train_distributed(job, request.processes)
-            return
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
         while True:
             try:
-                train(job)
+                if request.processes > 1:
+                    train_distributed(job, request.processes)
+                else:
+                    train(job)
                 return
             except ConflictError:
                 if time.monotonic() > deadline:
@@ -184,7 +190,26 @@ class MedsegTrain(TrainTask):
         folders = self.runs.folders()
         return folders[-1] if folders else None
 
-    def _processes(self, device: str) -> int:
+    def _processes(self, asked: int | None, device: str, config: MethodConfig) -> int:
+        """As many processes as were asked for; else as many of the allowed GPUs as the batches divide among."""
+        wanted = asked or self._gpus(device)
+        if wanted == 1:
+            return 1
+        kind, cases = method_class(self.method), self.study.cases()
+        streams = kind(kind.fit_config(config, cases), kind.fit_labels(self.study.labels)).streams(cases)
+        batches = {stream.name: stream.per_batch for stream in streams}
+        fitting = most_processes(batches.values(), wanted)
+        if fitting == wanted:
+            return wanted
+        each = " and ".join(f"{count} {name}" for name, count in batches.items())
+        sentence = f"a batch of {each} samples does not divide among {wanted} processes, only among {fitting}"
+        if asked:
+            raise MedsegError(f"{sentence}; ask for {fitting}, or set the batches to multiples of {wanted}")
+        logger.warning("%s, so %d of %d GPUs train %s", sentence, fitting, wanted, self.method)
+        return fitting
+
+    def _gpus(self, device: str) -> int:
+        """GPUs that the settings allow a training."""
         if device != "cuda":
             return 1
         wanted = self.study.settings.gpus

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from medseg.errors import MedsegError
+from medseg.errors import ConflictError, MedsegError
 from medseg.methods import method_class
 from medseg.server.tasks import distributed
-from medseg.server.tasks.distributed import job_from_dict, job_to_dict, train_distributed
+from medseg.server.tasks.distributed import job_from_dict, job_to_dict, most_processes, train_distributed
 from medseg.training.run import TrainingJob
+from medseg.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -34,6 +35,22 @@ def test_a_failed_training_tells_the_runs_own_sentence(job: TrainingJob, monkeyp
 
     with pytest.raises(MedsegError, match="loss became NaN"):
         train_distributed(job, 2)
+
+
+def test_a_run_folder_in_use_is_told_before_any_process_starts(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed.sys, "executable", "/bin/false")
+
+    with RunFolder(job.out).locked(), pytest.raises(ConflictError, match="is in use by process"):
+        train_distributed(job, 2)
+
+
+@pytest.mark.parametrize(
+    ("batches", "limit", "most"), [((2, 2), 3, 2), ((4, 4), 4, 4), ((6, 4), 8, 2), ((3,), 2, 1), ((1, 2), 2, 1)]
+)
+def test_processes_divide_every_batch(batches: tuple[int, ...], limit: int, most: int) -> None:
+    assert most_processes(batches, limit) == most
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from medseg.errors import ConflictError, MedsegError
 from medseg.methods.supervised.method import Supervised
+from medseg.server.tasks import train as train_module
+from medseg.training.run import TrainingStoppedError
 
 
 def test_training_publishes_and_a_second_one_meets_the_gate(make_app: Any) -> None:
@@ -38,6 +41,13 @@ def test_training_publishes_and_a_second_one_meets_the_gate(make_app: Any) -> No
         ({"processes": 0}, "whole number"),
         ({"init": "/etc/passwd"}, "--conf init"),
         ({"device": "tpu"}, "no device"),
+        ({"amp": "float16"}, "amp = 'float16' is unknown"),
+        ({"amp": "fp16"}, "needs a GPU"),
+        ({"width": 0}, "must be at least 1"),
+        (
+            {"processes": 3, "labelled_batch": 4},
+            "a batch of 4 labelled samples does not divide among 3 processes, only among 2; ask for 2, or",
+        ),
     ],
 )
 def test_bad_requests_are_one_sentence_and_shown(make_app: Any, request_: dict[str, Any], says: str) -> None:
@@ -49,6 +59,67 @@ def test_bad_requests_are_one_sentence_and_shown(make_app: Any, request_: dict[s
     stats = app.info()["train_stats"]["supervised"]
     assert stats["state"] == "failed"
     assert says.split()[-1] in stats["error"]
+
+
+@pytest.mark.parametrize(("batches", "used"), [((2, 2), 2), ((4, 2), 2), ((6, 3), 3), ((1, 4), 1)])
+def test_all_gpus_means_as_many_as_the_batches_divide_among(
+    make_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    batches: tuple[int, int],
+    used: int,
+) -> None:
+    task = make_app(models="caml", gpus="all")._trainers["caml"]
+    monkeypatch.setattr(train_module, "resolve_device", lambda *_: "cuda")
+    monkeypatch.setattr(train_module.torch.cuda, "device_count", lambda: 3)
+
+    request = task.check({"labelled_batch": batches[0], "unlabelled_batch": batches[1]})
+
+    assert request.processes == used
+    words = f"a batch of {batches[0]} labelled and {batches[1]} unlabelled samples does not divide among 3 processes"
+    assert (words in caplog.text) == (used < 3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_another_process_holds_is_waited_for_and_resumed(
+    make_app: Any, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    app, tries = make_app(), []
+
+    def held_once(job: Any, *more: int) -> None:
+        tries.append((job.resume, *more))
+        if len(tries) == 1:
+            raise ConflictError("in use")
+        raise MedsegError("far enough")
+
+    monkeypatch.setattr(train_module, "train" if processes == 1 else "train_distributed", held_once)
+    with pytest.raises(MedsegError, match="far enough"):
+        app.train({"model": "supervised", "processes": processes})
+
+    assert tries == ([(False,), (True,)] if processes == 1 else [(False, 2), (True, 2)])
+
+
+def test_an_orphan_does_not_ask_the_gate(make_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(validation="organ_000")
+    server = subprocess.Popen(["sleep", "1000"])
+    monkeypatch.setenv(train_module.SERVER_PID, str(server.pid))
+    usual = train_module.train
+
+    def train_until_it_dies(job: Any) -> None:
+        usual(job)
+        server.kill()
+        server.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "train", train_until_it_dies)
+        with pytest.raises(TrainingStoppedError, match=f"nothing is published because process {server.pid}"):
+            app.train({"model": "supervised"})
+
+    assert app.study.registry.champion("supervised") is None
+    assert app.info()["train_stats"]["supervised"]["state"] == "stopped"
+    monkeypatch.delenv(train_module.SERVER_PID)
+    assert app.train({"model": "supervised"})["decision"]["published"] is True
+    assert len(app._trainers["supervised"].runs.folders()) == 1  # the same run, which was only to be compared
 
 
 def test_zero_labels_say_so_and_the_loop_goes_on(make_app: Any, tmp_path: Path) -> None:
