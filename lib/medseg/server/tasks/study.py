@@ -13,9 +13,9 @@ from medseg.acquisition.leases import LeaseBook
 from medseg.acquisition.score_store import ScoreStore
 from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import assign_domains
-from medseg.errors import MedsegError, NotFoundError
+from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.label_maps import NAMES_FILE, read_file
-from medseg.methods.base import Method, MethodConfig
+from medseg.methods.base import Method, MethodConfig, Supervision
 from medseg.server.settings import AppSettings
 from medseg.stamps import case_stamp, file_stamp
 from medseg.training.registry import ModelRegistry
@@ -150,6 +150,27 @@ class Study:
         """All images, labelled or not, in order of their ids."""
         return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
 
+    def usable_cases(self, kind: type[Method]) -> tuple[list[Case], dict[str, str]]:
+        """The images that a method can learn from, in order of their ids; and why others are left out.
+
+        Of an archive, unlabelled images are fetched only for methods that learn from them.
+        """
+        cases, skipped = [], {}
+        for identifier in sorted(self.datastore.list_images()):
+            try:
+                if self.is_folder or self._teaches(identifier, kind):
+                    cases.append(self.case(identifier))
+            except (UnusableInputError, NotFoundError) as error:
+                logger.warning("image %s is left out: %s", identifier, error)
+                skipped[identifier] = str(error)
+        return cases, skipped
+
+    def _teaches(self, identifier: str, kind: type[Method]) -> bool:
+        tags = ("final", "regions")
+        if Supervision.UNLABELLED in kind.supervision or any(self._has_label(identifier, tag) for tag in tags):
+            return True
+        return self._outline(identifier, Path(identifier)).weak is not None
+
     def strata(self) -> dict[str, str]:
         """Image id -> its imaging domain; where all images have the same, its patient."""
         images = sorted(self.datastore.list_images())
@@ -160,7 +181,8 @@ class Study:
     def split(self, cases: list[Case], kind: type[Method], config: MethodConfig | None = None) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""
         explicit = self.settings.validation
-        known = {case.id for case in cases} | {case.patient for case in cases}
+        outlines = [self._outline(i, Path(i)) for i in self.datastore.list_images()] if explicit else []
+        known = {case.id for case in outlines} | {case.patient for case in outlines}
         missing = [identifier for identifier in explicit if identifier not in known]
         if missing:
             raise NotFoundError(f"--conf validation names {', '.join(missing)}, which is no image of this study")
@@ -178,6 +200,9 @@ class Study:
             except MedsegError:
                 self._highest[stamp] = 1
         return self._highest.get(stamp, 1)
+
+    def _has_label(self, identifier: str, tag: str) -> bool:
+        return bool(self.datastore.get_label_by_image_id(identifier, tag))
 
     def _label(self, identifier: str, tag: str) -> Path | None:
         label = self.datastore.get_label_by_image_id(identifier, tag)

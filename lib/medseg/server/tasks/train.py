@@ -123,7 +123,9 @@ class MedsegTrain(TrainTask):
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _train(self, request: TrainRequest) -> dict[str, Any]:
-        everything = self.study.split(self.study.cases(), method_class(self.method), request.config)
+        kind = method_class(self.method)
+        cases, skipped = self.study.usable_cases(kind)
+        everything = self.study.split(cases, kind, request.config)
         split = _first_labelled(everything, request.labelled)
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
         run = self.runs.open(mark, request.resume)
@@ -149,6 +151,7 @@ class MedsegTrain(TrainTask):
             "incumbent": result.incumbent.get("quality") if result.incumbent else None,
             "labelled": split.labelled,
             "validation": len(split.validation),
+            "skipped": skipped,
         }
         self.runs.close(run.path, decision)
         logger.info("%s", result.reason)
