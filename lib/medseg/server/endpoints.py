@@ -27,6 +27,8 @@ from starlette.exceptions import HTTPException
 from medseg.cases import IMAGE_SUFFIXES
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.server.accounts import check_account
+from medseg.server.dicom.datastore import DicomWebDatastore
+from medseg.server.dicom.reply import with_dicom_seg
 from medseg.server.guard import CLIENT
 from medseg.server.http_errors import parse_object
 from medseg.server.ids import LABEL_SUFFIXES, is_name
@@ -60,7 +62,8 @@ def guarded_router(app: Any) -> APIRouter:
             if not isinstance(route, APIRoute):
                 continue
             limiter = infer_threads if kind == "infer" else others
-            endpoint = in_thread(route.endpoint, functools.partial(check_call, app, kind, jobs), limiter)
+            original = with_dicom_seg(app, route.endpoint) if kind == "infer" else route.endpoint
+            endpoint = in_thread(original, functools.partial(check_call, app, kind, jobs), limiter)
             router.add_api_route(
                 route.path,
                 endpoint,
@@ -178,8 +181,10 @@ def check_infer(app: Any, arguments: Mapping[str, Any]) -> None:
     if identifier and (app.sessions() is None or app.sessions().get_session(identifier) is None):
         raise NotFoundError(f"there is no session {identifier!r}, or it has expired; send the image again")
     output = getattr(arguments.get("output"), "value", None)
-    if output == "dicom_seg" and "://" not in app.studies:
-        raise MedsegError("output dicom_seg needs a DICOMweb study; this one is a folder, ask for output=image")
+    if output == "dicom_seg" and not isinstance(app.datastore(), DicomWebDatastore):
+        raise MedsegError("output dicom_seg needs a DICOMweb study, which this one is not; ask for output=image")
+    if output == "dicom_seg" and (identifier or arguments.get("file")):
+        raise MedsegError("output dicom_seg needs an image of the archive (?image=ID); ask for output=image")
 
 
 def check_upload(kind: str, filename: str, is_label: bool) -> None:

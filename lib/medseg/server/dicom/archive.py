@@ -18,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
 from medseg.errors import ConflictError, NotFoundError, UnusableInputError
+from medseg.server.ids import is_name
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Archive:
             qido_url_prefix=monai_settings.MONAI_LABEL_QIDO_PREFIX,
             wado_url_prefix=monai_settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=monai_settings.MONAI_LABEL_STOW_PREFIX,
+            permissive_uid=True,  # archives hold UIDs that the standard would not allow
         )
         self._client.set_http_retry_params(retry=False)  # it would repeat for a minute while an annotator waits
 
@@ -215,9 +217,9 @@ def make_session(url: str) -> requests.Session:
 
 
 def _entry(ds: Dataset) -> SeriesEntry | None:
-    """None where the archive lists a series without telling what it is."""
+    """None where the archive lists a series without telling what it is, or with a UID that cannot name a file."""
     uid, study = str(ds.get("SeriesInstanceUID") or ""), str(ds.get("StudyInstanceUID") or "")
-    if not uid or not study:
+    if not is_name(uid) or not study:
         return None
     return SeriesEntry(
         uid=uid,
