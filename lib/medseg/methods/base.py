@@ -164,7 +164,7 @@ class Score:
 
     Attributes:
         value: higher is labelled first.
-        why: one phrase for the annotator, with the number ("branches disagree, 0.41").
+        why: one phrase for the annotator, with the number ("entropy 0.41 inside the predicted organ").
         parts: the numbers the value is made of.
         features: an embedding of the image for diversity; empty where the method has none.
         group: values are comparable within it (an imaging domain); empty: among all images.

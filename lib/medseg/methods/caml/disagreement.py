@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Summary over the dilated foreground, every number in [0, 1]; all of them 1 where no foreground is predicted.
+    """Summary over V's dilated foreground, every number in [0, 1]; all of them 1 where V finds none.
 
     Attributes:
         divergence: mean Jensen-Shannon divergence of the branches, in bits.
         divergence_95: its 95th percentile.
         entropy: mean entropy of the branches' average, over ln K.
         entropy_95: its 95th percentile.
-        empty: no foreground was predicted.
+        empty: V, whose prediction is the model's, finds no foreground.
     """
 
     divergence: float
@@ -33,6 +33,14 @@ class Disagreement:
     def value(self) -> float:
         """Mean of the four numbers: divergence and entropy, typical and extreme, weigh the same."""
         return (self.divergence + self.divergence_95 + self.entropy + self.entropy_95) / 4
+
+    @property
+    def why(self) -> str:
+        """The value and its two halves, whose mean it is, as a phrase."""
+        if self.empty:
+            return f"the model finds nothing, {self.value:.2f}"
+        divergence, entropy = (self.divergence + self.divergence_95) / 2, (self.entropy + self.entropy_95) / 2
+        return f"uncertain, {self.value:.2f} (disagreement {divergence:.2f}, entropy {entropy:.2f})"
 
 
 def disagreement(prob_v: torch.Tensor, prob_a: torch.Tensor, radius: int = 2) -> Disagreement:

@@ -208,8 +208,7 @@ class CAML(PatchMethod):
         found = disagreement(both[: self.classes], both[self.classes :])
         *features, mass = torch.stack(sums).sum(dim=0).tolist()
         parts = {key: getattr(found, key) for key in ("divergence", "divergence_95", "entropy", "entropy_95")}
-        why = f"branches disagree, {found.value:.2f}" if not found.empty else "no branch finds anything, 1.00"
-        return Score(found.value, why, parts, tuple(f / max(mass, 1e-6) for f in features))
+        return Score(found.value, found.why, parts, tuple(f / max(mass, 1e-6) for f in features))
 
 
 def _join(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation
 
-from medseg.methods.caml.disagreement import dilate, disagreement, jensen_shannon
+from medseg.methods.caml.disagreement import Disagreement, dilate, disagreement, jensen_shannon
 
 
 def maps(p: torch.Tensor) -> torch.Tensor:
@@ -35,6 +35,18 @@ def test_empty_foreground_scores_highest() -> None:
     found = disagreement(nothing, nothing)
     assert found.empty
     assert found.value == 1.0
+    assert found.why == "the model finds nothing, 1.00"
+    organ = torch.full((8, 8, 4), 0.1)
+    organ[2:5, 2:5] = 0.9
+    assert disagreement(nothing, maps(organ)).why == "the model finds nothing, 1.00"  # V's word counts, whatever A says
+    assert not disagreement(maps(organ), nothing).empty
+
+
+def test_reason_tells_how_much_is_disagreement_and_how_much_entropy() -> None:
+    found = Disagreement(divergence=0.02, divergence_95=0.08, entropy=0.3, entropy_95=0.9)
+    assert found.why == "uncertain, 0.33 (disagreement 0.05, entropy 0.60)"
+    undecided = maps(torch.full((8, 8, 4), 0.501))
+    assert disagreement(undecided, undecided).why == "uncertain, 0.50 (disagreement 0.00, entropy 1.00)"
 
 
 def test_certain_agreement_scores_zero_and_disagreement_more() -> None:
