@@ -18,7 +18,7 @@ from medseg.training.labels import name_labels
 from medseg.training.run import TrainingJob, train
 from medseg.training.run_folder import RunFolder
 from medseg.training.settings import build_config
-from medseg.training.split import Split, SplitManifest, split_first
+from medseg.training.split import Split, SplitManifest, split_first, without_labels
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,9 @@ def _split(request: TrainRequest, config: MethodConfig, cases: list[Case]) -> Sp
         validation = set(read_json(request.split))
         if unknown := validation - {case.id for case in cases}:
             raise NotFoundError(f"{request.split} names {', '.join(sorted(unknown))}, which is no case of the data")
+        used = cases if kind.describes else [case for case in cases if case.id not in validation]
         return Split(
-            training=tuple(case for case in cases if case.id not in validation),
+            training=without_labels(used, validation, kind),
             validation=tuple(case for case in cases if case.id in validation and kind.is_labelled(case)),
         )
     if request.labelled is not None:

@@ -13,13 +13,15 @@ The rule, by patient (a patient's cases are never on both sides):
    whose unlabelled images were learnt from never validates; and as long as nobody validates, that is with one label,
    no unlabelled image is learnt from, so that any of them can still validate.
 5. An explicit list of validation ids replaces the rules 2 and 3.
-6. In a union of data sets or domains (`Method.group_cases`), 2 and 3 hold in each of them, so that each validates.
+6. A method that learns without any label (`Method.describes`) learns from every image; those that validate, or may,
+   come without their labels, and what it learns from without a label may still validate.
+7. In a union of data sets or domains (`Method.group_cases`), 2 and 3 hold in each of them, so that each validates.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,12 +92,15 @@ class SplitManifest:
                     known_here = labelled if patients is None else labelled & patients
                     new = sorted(known_here - roles.keys(), key=stable_hash)
                     roles.update(self._hashed_roles(own, known_here, new))
-            alone = not self.explicit and self.fraction > 0 and VALIDATION not in roles.values()
-            training = tuple(
-                case for case in cases if not self._reserved(case, roles) and (kind.is_labelled(case) or not alone)
-            )
-            if labelled:  # rule 4: whoever is learnt from, even without a label, never validates
-                roles.update({case.patient: TRAINING for case in training})
+            if kind.describes:
+                training = without_labels(cases, {c.id for c in cases if self._reserved(c, roles)}, kind)
+            else:
+                alone = not self.explicit and self.fraction > 0 and VALIDATION not in roles.values()
+                training = tuple(
+                    case for case in cases if not self._reserved(case, roles) and (kind.is_labelled(case) or not alone)
+                )
+                if labelled:  # rule 4: whoever is learnt from, even without a label, never validates
+                    roles.update({case.patient: TRAINING for case in training})
             if roles != known:
                 write_json(self.path, roles)
         validation = (c for c in cases if roles.get(c.patient) == VALIDATION and kind.is_labelled(c))
@@ -144,7 +149,7 @@ def split_first(cases: Sequence[Case], labelled: int, fraction: float, kind: typ
     """Split for experiments with a given number of labels.
 
     The first `labelled` labelled cases in list order keep their label and train; of the others, patients whose hash is
-    below `fraction` validate and never train; the rest is the unlabelled pool, its labels hidden.
+    below `fraction` validate and never train (but rule 6 holds); the rest is the unlabelled pool, its labels hidden.
 
     Raises:
         MedsegError: fewer labels than asked for.
@@ -156,5 +161,10 @@ def split_first(cases: Sequence[Case], labelled: int, fraction: float, kind: typ
     patients = {case.patient for case in known[:labelled]}
     validation = tuple(c for c in known if c.patient not in patients and stable_hash(c.patient) < fraction)
     kept = {case.patient for case in validation}
-    training = tuple(c if c.id in first else kind.hide_label(c) for c in cases if c.patient not in kept)
-    return Split(training, validation)
+    used = cases if kind.describes else [case for case in cases if case.patient not in kept]
+    return Split(without_labels(used, {case.id for case in cases} - first, kind), validation)
+
+
+def without_labels(cases: Sequence[Case], hidden: Collection[str], kind: type[Method]) -> tuple[Case, ...]:
+    """The cases, those with an id in `hidden` without their labels."""
+    return tuple(kind.hide_label(case) if case.id in hidden else case for case in cases)

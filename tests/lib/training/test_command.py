@@ -108,3 +108,30 @@ def test_finished_run_is_only_replaced_on_request(data: Path, tmp_path: Path, jo
     train_command(request(data, run, resume=True))
     train_command(request(data, run, overwrite=True))
     assert [job.resume for job in jobs] == [False, True, False]
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_a_method_that_learns_without_labels_starts_with_none_and_with_one(
+    tmp_path: Path, jobs: list[TrainingJob], labelled: int
+) -> None:
+    data = write_dataset(tmp_path / "data", 6, labelled=labelled, options=replace(FLAT, shape=(24, 20)))
+
+    train_command(TrainRequest("local_discrimination", (data,), tmp_path / "out", device="cpu"))
+
+    (job,) = jobs
+    assert len(job.training) == 6
+    assert sum(case.label is not None for case in job.training) == labelled
+    assert job.validation == ()
+
+
+def test_a_given_validation_list_hides_labels_from_a_method_that_learns_without(
+    data: Path, tmp_path: Path, jobs: list[TrainingJob]
+) -> None:
+    listed = write_json(tmp_path / "split.json", [load_cases(data)[0].id])
+
+    train_command(TrainRequest("local_discrimination", (data,), tmp_path / "out", device="cpu", split=listed))
+
+    (job,) = jobs
+    assert len(job.training) == 9
+    assert job.training[0].label is None
+    assert job.validation[0].label is not None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json, write_json
+from medseg.methods import method_class
 from medseg.training.split import FEW, SplitManifest, split_first, stable_hash
 
 
@@ -167,6 +168,36 @@ def test_first_labels_train_and_validation_comes_from_the_rest() -> None:
     assert [c.id for c in split.training if not c.label] == [*high[2:], "u"]
     with pytest.raises(MedsegError, match=r"--labelled 10 is outside 1\.\.9"):
         split_first(cases, 10, 0.2)
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2, 8])
+def test_rule_6_a_method_without_labels_learns_from_every_image_and_nobody_loses_a_role(
+    tmp_path: Path, labelled: int
+) -> None:
+    low, high = names(True, 3), names(False, 9)
+    cases = [case(p, labelled=index < labelled) for index, p in enumerate(high + low)]
+    kind = method_class("local_discrimination")
+
+    split = SplitManifest(tmp_path / "split.json").assign(cases, kind)
+    others = SplitManifest(tmp_path / "split.json").assign(cases)
+
+    assert ids(split.training) == ids(tuple(cases))
+    assert len(split.validation) == (0 if labelled < 2 else 1)
+    assert split.labelled == labelled - len(split.validation)  # the image that validates comes without its label
+    assert ids(others.validation) == ids(split.validation)
+    if labelled < 2:  # what was learnt from without a label may still validate
+        assert set(read_json(tmp_path / "split.json", default={})) <= {c.id for c in cases if c.label}
+
+
+def test_rule_6_holds_for_a_given_number_of_labels() -> None:
+    low, high = names(True, 2), names(False, 3)
+    cases = [case(p) for p in high + low]
+
+    split = split_first(cases, 1, 0.2, method_class("local_discrimination"))
+
+    assert ids(split.training) == high + low
+    assert [c.id for c in split.training if c.label] == high[:1]
+    assert ids(split.validation) == low
 
 
 def test_manifest_only_grows(tmp_path: Path) -> None:
