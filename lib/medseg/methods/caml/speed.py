@@ -3,7 +3,8 @@
 The reference follows the CAML card sec. 4 and 7.6: all voxels that both branches get right are kept on the host, one
 slot per labelled scan; each step concatenates all slots; every unlabelled voxel on which the branches agree passes the
 heads; the most confident 12,800 per class are compared on the host. Branches, precision and the other losses are ours
-in both arms, so that the difference is the bank and the correlation alone.
+in both arms, so that the difference is the bank and the correlation alone. The networks are untrained and get few voxels
+right; so that this does not shrink the reference, its slots keep the length they have with trained ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PATCHES = {"cuda": (112, 112, 80), "cpu": (56, 56, 40)}  # CAML card sec. 5; hal
 STEPS = {"cuda": (5, 30), "cpu": (1, 5)}  # warm-up and at most so many measured steps
 LABELLED_SCANS = 8  # CAML card sec. 2: the middle of 4, 8 and 16
 ROWS_PER_CLASS = 12_800  # CAML card sec. 4
+RIGHT = 0.95  # ours: share of a labelled crop's voxels that both branches get right once they are trained
 METRIC = "seconds_per_step"
 
 
@@ -52,7 +54,7 @@ def time_ours(context: TimingContext) -> dict[str, Any]:
 def time_host_bank(context: TimingContext) -> dict[str, Any]:
     """Seconds per training step of the reference."""
     method = _method(context)
-    voxels = torch.Size(method.config.patch).numel()
+    voxels = round(RIGHT * torch.Size(method.config.patch).numel())
     bank = HostBank(LABELLED_SCANS, voxels, method.config.occ_dim, method.classes)
 
     def step(batch: Batch, iteration: int) -> StepOutput:
@@ -74,9 +76,14 @@ def time_host_bank(context: TimingContext) -> dict[str, Any]:
 
 
 class HostBank:
-    """Every voxel that both branches got right, per labelled scan, in host memory.
+    """Voxels that both branches got right, per labelled scan, in host memory.
 
-    It starts full, as it is after the first pass over the scans.
+    Args:
+        cases: slots.
+        voxels: length of every slot. It starts full and stays so: what is timed does not depend on how much an untrained
+            network gets right.
+        dim: length of an embedding.
+        classes: classes, background included.
     """
 
     def __init__(self, cases: int, voxels: int, dim: int, classes: int) -> None:
@@ -84,8 +91,10 @@ class HostBank:
         self.classes = [torch.randint(classes, (voxels,)) for _ in range(cases)]
 
     def write(self, slot: int, features: torch.Tensor, classes: torch.Tensor) -> None:
-        """Overwrite a slot with (N, D) features and their (N,) classes."""
-        self.features[slot], self.classes[slot] = features.float().cpu(), classes.cpu()
+        """Overwrite as much of a slot as (N, D) features and their (N,) classes fill."""
+        count = min(len(features), len(self.features[slot]))
+        self.features[slot][:count] = features[:count].float().cpu()
+        self.classes[slot][:count] = classes[:count].cpu()
 
     def draw(self, per_class: int) -> torch.Tensor:
         """`per_class` random features of each class that has so many, (M, D)."""

@@ -33,12 +33,30 @@ def test_arms_report_seconds_of_every_measured_step(arm: Any, context: Any) -> N
     assert result["peak_memory_mb"] > 50
 
 
-def test_host_bank_keeps_every_voxel_and_draws_per_class() -> None:
+def test_host_bank_stays_full_and_draws_per_class() -> None:
     bank = speed.HostBank(cases=2, voxels=1000, dim=3, classes=2)
+    bank.write(0, torch.full((1200, 3), 5.0), torch.ones(1200, dtype=torch.long))
     bank.write(1, torch.full((400, 3), 7.0), torch.zeros(400, dtype=torch.long))
-    drawn = bank.draw(300)
-    assert drawn.shape == (600, 3)
-    assert torch.cat(bank.features).shape == (1400, 3)
+    assert [len(slot) for slot in (*bank.features, *bank.classes)] == [1000] * 4
+    assert (bank.features[0] == 5).all()
+    assert (bank.features[1] == 7).all(dim=1).sum() == 400
+    drawn = bank.draw(500)
+    assert drawn.shape == (1000, 3)
+    assert (drawn[:500] == 7).any()
+    assert (drawn[500:] == 5).any()
+
+
+def test_reference_is_timed_with_the_slots_of_a_trained_network(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    draw = speed.HostBank.draw
+
+    def watched(bank: speed.HostBank, per_class: int) -> torch.Tensor:
+        lengths.append(sum(map(len, bank.features)))
+        return draw(bank, per_class)
+
+    monkeypatch.setattr(speed.HostBank, "draw", watched)
+    speed.time_host_bank(context)
+    assert lengths == [speed.LABELLED_SCANS * round(0.95 * 32 * 32 * 16)] * 3
 
 
 def test_host_correlation_is_the_cards_formula() -> None:
