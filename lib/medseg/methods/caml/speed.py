@@ -3,8 +3,8 @@
 The reference follows the CAML card sec. 4 and 7.6: all voxels that both branches get right are kept on the host, one
 slot per labelled scan; each step concatenates all slots; every unlabelled voxel on which the branches agree passes the
 heads; the most confident 12,800 per class are compared on the host. Branches, precision and the other losses are ours
-in both arms, so that the difference is the bank and the correlation alone. The networks are untrained and get few voxels
-right; so that this does not shrink the reference, its slots keep the length they have with trained ones.
+in both arms, so that the difference is the bank and the correlation alone. The networks are untrained and get few
+voxels right; so that this does not shrink the reference, its slots keep the length they have with trained ones.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class HostBank:
 
     Args:
         cases: slots.
-        voxels: length of every slot. It starts full and stays so: what is timed does not depend on how much an untrained
-            network gets right.
+        voxels: length of every slot. It starts full and stays so: what is timed does not depend on how much an
+            untrained network gets right.
         dim: length of an embedding.
         classes: classes, background included.
     """
