@@ -23,6 +23,7 @@ from medseg.training.device import pick_device
 
 logger = logging.getLogger(__name__)
 
+OTHERS = ("xnat", "dsa")  # MONAI_LABEL_DATASTORE: archives that MONAI Label itself talks to
 START_SECONDS = 180.0  # ours: 8 to 25 s on two cores; a first start compiles bytecode, and disks can be slow
 
 
@@ -54,7 +55,7 @@ def check(app_dir: Path, studies: str, conf: Mapping[str, str]) -> None:
     """Find mistakes before the slow start.
 
     Raises:
-        MedsegError: no app, no studies folder, one that cannot be written, or a bad setting.
+        MedsegError: no app, no studies folder, one that cannot be written, no archive at the URL, or a bad setting.
     """
     if not (Path(app_dir) / "main.py").is_file():
         raise NotFoundError(f"{app_dir} holds no app (main.py); give the folder apps/medseg")
@@ -69,6 +70,10 @@ def check(app_dir: Path, studies: str, conf: Mapping[str, str]) -> None:
     settings = AppSettings.from_conf(conf)
     if settings.device:
         pick_device(settings.device)
+    if "://" in studies and os.environ.get("MONAI_LABEL_DATASTORE", "").lower() not in OTHERS:
+        from medseg.server.dicom.catalogue import check_archive  # needs MONAI Label, slow to import
+
+        check_archive(studies.strip().rstrip("/"), Path(settings.model_dir or Path(app_dir) / "model").absolute())
 
 
 def start_server(
@@ -93,7 +98,7 @@ def start_server(
         MedsegError: a mistake in the arguments, or the port is taken.
     """
     check(app_dir, studies, conf)
-    _check_port(host, port)
+    check_port(host, port)
     words = command(app_dir, studies, host, port, conf)
     announce()
     sys.stdout.flush()
@@ -194,7 +199,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Whether a server could listen there.
+
+    Raises:
+        ConflictError: it could not.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.server import launch
+from medseg.server.dicom.catalogue import Catalogue, archive_folder
+from medseg.server.folders import SERVICE_FOLDER
 
 APP = Path(__file__).parents[3] / "apps" / "medseg"
 
@@ -51,7 +56,51 @@ def test_check_finds_mistakes_before_the_start(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     with pytest.raises(MedsegError, match="known models"):
         launch.check(APP, str(tmp_path), {"models": "x"})
-    launch.check(APP, "https://pacs/dicom-web", {"models": "supervised"})
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    """`/root` answers as Orthanc's own interface, `/dicom-web` as a DICOMweb root, everything else as a web page."""
+
+    def do_GET(self) -> None:
+        bodies = {"/root": b'["0a-1b"]', "/dicom-web": b"[]"}
+        body = bodies.get("/" + self.path.split("/")[1], b"<html>")
+        self.send_response(404 if self.path.startswith("/lost") else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """The address of a server that is no archive, but for one path."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/root", "/page", "/lost"])
+def test_an_address_that_is_no_dicomweb_root_is_one_sentence(web: str, path: str, tmp_path: Path) -> None:
+    conf = {"models": "supervised", "model_dir": str(tmp_path)}
+
+    with pytest.raises(ConflictError, match=r"is no DICOMweb root; Orthanc's is http://.*/dicom-web"):
+        launch.check(APP, web + path, conf)
+    launch.check(APP, f"{web}/dicom-web/", conf)
+
+
+def test_an_archive_that_is_away_is_one_sentence_unless_it_was_seen_before(tmp_path: Path) -> None:
+    url, conf = "http://127.0.0.1:9/dicom-web", {"models": "supervised", "model_dir": str(tmp_path)}
+
+    with pytest.raises(ConflictError, match="does not answer"):
+        launch.check(APP, url, conf)
+    service = archive_folder(url, tmp_path) / SERVICE_FOLDER
+    service.mkdir(parents=True)
+    Catalogue(service).set_images({})
+    launch.check(APP, url, conf)
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:

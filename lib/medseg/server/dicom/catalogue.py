@@ -5,13 +5,21 @@ Kept in the study's service folder, so that jobs and a server that starts while 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monailabel.config import settings as monai_settings
+
+from medseg.errors import ConflictError
 from medseg.files import read_json, write_json
-from medseg.server.dicom.archive import SeriesEntry
+from medseg.server.dicom.archive import Archive, SeriesEntry
+from medseg.server.folders import SERVICE_FOLDER
+from medseg.training.study import study_key
+
+logger = logging.getLogger(__name__)
 
 LABEL, OLDER, REFUSED, FOREIGN, REMOVED = "label", "older", "refused", "foreign", "removed"
 
@@ -89,6 +97,26 @@ class Catalogue:
         self._images = {uid: SeriesEntry(**value) for uid, value in images.items()}
         self._segs = {uid: SegRecord(**value) for uid, value in segs.items()}
         self._stamp = stamp
+
+
+def archive_folder(url: str, model_dir: Path) -> Path:
+    """Our own folder for an archive: in `MONAI_LABEL_DICOMWEB_CACHE_PATH`, else with the study's models."""
+    cache = monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+    return Path(cache) / study_key(url) if cache else model_dir / study_key(url) / "archive"
+
+
+def check_archive(url: str, model_dir: Path) -> None:
+    """Before a start: whether an archive answers at the address, or is known well enough to go on without it.
+
+    Raises:
+        ConflictError: neither.
+    """
+    try:
+        Archive(url).check()
+    except ConflictError as error:
+        if not Catalogue(archive_folder(url, model_dir) / SERVICE_FOLDER).known:
+            raise
+        logger.warning("%s", error)
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

@@ -23,12 +23,13 @@ import requests
 
 from medseg.errors import MedsegError, NotFoundError
 from medseg.server.dicom.phantoms import write_phantoms
-from medseg.server.launch import free_port, last_words
+from medseg.server.launch import check_port, free_port, last_words
 
 logger = logging.getLogger(__name__)
 
 PROGRAMS = ("Orthanc", "/usr/sbin/Orthanc")
 PLUGINS = ("/usr/share/orthanc/plugins/libOrthancDicomWeb.so", "/usr/lib/orthanc/plugins/libOrthancDicomWeb.so")
+UPLOAD_SECONDS = 60.0  # ours: for one file, on loopback
 START_SECONDS = 60.0  # ours: up in less than 4 s on a quiet machine
 
 
@@ -50,14 +51,31 @@ class Orthanc:
         return f"{self.root}/dicom-web"
 
     def upload(self, folder: Path) -> int:
-        """Store all DICOM files below a folder; how many there were."""
+        """Store all DICOM files below a folder; how many there were. One that is refused is told and left out.
+
+        Raises:
+            NotFoundError: no such folder, or no DICOM file in it.
+            MedsegError: the archive is gone.
+        """
+        if not Path(folder).is_dir():
+            raise NotFoundError(f"folder {folder} does not exist; give the folder of your DICOM files")
         count = 0
         for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
             content = path.read_bytes()
             if content[128:132] == b"DICM":
-                requests.post(f"{self.root}/instances", data=content, timeout=60).raise_for_status()
-                count += 1
+                count += self._post(path, content)
+        if not count:
+            raise NotFoundError(f"no DICOM file (part 10, with a preamble) below {folder} was stored")
         return count
+
+    def _post(self, path: Path, content: bytes) -> bool:
+        try:
+            answer = requests.post(f"{self.root}/instances", data=content, timeout=UPLOAD_SECONDS)
+        except requests.RequestException as error:
+            raise MedsegError(f"the archive was lost while {path} was stored ({type(error).__name__})") from error
+        if not answer.ok:
+            logger.warning("%s is not stored; the archive answered with HTTP status %d", path, answer.status_code)
+        return answer.ok
 
     def clear(self) -> None:
         """Remove everything that is stored."""
@@ -99,11 +117,13 @@ def spawn(storage: Path, port: int | None = None) -> Orthanc:
 
     Raises:
         NotFoundError: Orthanc is not installed.
+        ConflictError: the port is taken, by Debian's own Orthanc service perhaps.
         MedsegError: it ended, or did not answer.
     """
     if missing := missing_parts():
         raise NotFoundError(missing)
     port = port or free_port()
+    check_port("127.0.0.1", port)
     storage.mkdir(parents=True, exist_ok=True)
     config = storage / "orthanc.json"
     config.write_text(json.dumps(_configuration(storage, port), indent=2), encoding="utf-8")
@@ -111,15 +131,25 @@ def spawn(storage: Path, port: int | None = None) -> Orthanc:
     with open(log, "ab") as output:
         process = subprocess.Popen([str(_program()), str(config)], stdout=output, stderr=subprocess.STDOUT)
     archive = Orthanc(f"http://127.0.0.1:{port}", process)
+    try:
+        _wait(archive, log)
+    except BaseException:
+        archive.stop()
+        raise
+    return archive
+
+
+def _wait(archive: Orthanc, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise MedsegError(f"Orthanc ended while starting: {last_words(log)}")
+        answered = False
         with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{archive.dicomweb}/studies", params={"limit": "1"}, timeout=5).ok:
-                return archive
+            answered = requests.get(f"{archive.dicomweb}/studies", params={"limit": "1"}, timeout=5).ok
+        if archive.process.poll() is not None:  # whoever answered, it was not this one
+            raise MedsegError(f"Orthanc ended while starting: {last_words(log)}")
+        if answered:
+            return
         time.sleep(0.1)
-    archive.stop()
     raise MedsegError(f"Orthanc did not answer within {START_SECONDS:g} s; see {log}")
 
 
@@ -174,7 +204,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _serve(folder: Path | None, storage: Path | None, port: int) -> int:
-    with contextlib.ExitStack() as stack:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from here on, either signal ends the archive as well
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         storage = storage or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medseg-archive-")))
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medseg-phantoms-")))
@@ -185,9 +216,7 @@ def _serve(folder: Path | None, storage: Path | None, port: int) -> int:
             f"{count} DICOM objects at {archive.dicomweb}\nmake serve STUDIES={archive.dicomweb}\nCtrl-C ends it\n"
         )
         sys.stdout.flush()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            return archive.process.wait()
+        return archive.process.wait()
     return 0
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from monailabel.config import settings as monai_settings
 
 from medseg.server.dicom.archive import Archive
+from medseg.server.dicom.catalogue import archive_folder
 from medseg.server.dicom.codes import LabelCodes
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.settings import AppSettings
-from medseg.training.study import study_key
 
 
 def open_archive(settings: AppSettings, model_dir: Path, url: str, labels: dict[str, int]) -> DicomWebDatastore:
     """The datastore over a DICOMweb archive.
 
-    Images, labels, history and journal are kept in `MONAI_LABEL_DICOMWEB_CACHE_PATH`, else with the study's models.
+    Images, labels, history and journal are kept in `archive_folder`.
     `MONAI_LABEL_DICOMWEB_SEARCH_FILTER` narrows the search where somebody changed it; which modalities count is said by
     `--conf modalities`.
 
@@ -28,11 +28,9 @@ def open_archive(settings: AppSettings, model_dir: Path, url: str, labels: dict[
     default = type(monai_settings).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
     filters = {} if stated == default else {k: v for k, v in stated.items() if k != "Modality"}
     modality = stated.get("Modality") if stated != default else None
-    cache = monai_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
-    folder = Path(cache) / study_key(url) if cache else Path(model_dir) / study_key(url) / "archive"
     return DicomWebDatastore(
         Archive(url, filters),
-        folder,
+        archive_folder(url, Path(model_dir)),
         labels,
         modalities=(str(modality),) if modality else settings.modalities,
         codes=LabelCodes(Path(settings.label_codes) if settings.label_codes else None),
