@@ -25,9 +25,11 @@ class ArmResult:
     Attributes:
         cases: case id -> its metrics, or its value of the group's metric alone.
         mean: value of the group's metric; None: the mean over the cases.
-        seconds: time of the arm.
+        seconds: of training; None: those of all models in the run's folder, and where it holds none, of the function.
         peak_memory_mb: peak memory of the arm; None: measured around the function.
         iterations: training iterations, 0 where nothing is trained.
+        history: loss terms on the way, as `metrics.json` of a training has them.
+        labelled: ids of the labelled cases that the arm learnt from; None: all that the fold has.
         extra: further numbers for the summary.
     """
 
@@ -36,6 +38,8 @@ class ArmResult:
     seconds: float | None = None
     peak_memory_mb: float | None = None
     iterations: int = 0
+    history: Sequence[Mapping[str, Any]] = ()
+    labelled: Sequence[str] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -28,6 +28,7 @@ from medseg.inference.model_folder import load_model
 from medseg.methods import method_class
 from medseg.methods.base import Arm, MethodConfig
 from medseg.networks.measure import peak_mb
+from medseg.sources import code_hash
 from medseg.training.device import pick_device
 from medseg.training.processes import alive
 from medseg.training.run import TrainingJob, explain, train
@@ -78,7 +79,10 @@ class Trial:
         return int(self.config["seed"])
 
     def identity(self) -> dict[str, Any]:
-        """What a kept result must agree with. Files count by name and size, so a moved data set stays the same."""
+        """What a kept result must agree with. Files count by name and size, so a moved data set stays the same.
+
+        The code does not belong to it: an interrupted benchmark can be finished after an update. The result tells it.
+        """
         return {
             "method": f"{self.method} {self.group} {self.arm}, trains {self.trained}",
             "config": {k: v for k, v in self.config.items() if k not in NOT_COMPARED},
@@ -118,6 +122,8 @@ def run_trial(trial: Trial, parent: int | None = None) -> dict[str, Any]:
     config = kind.config_class.from_dict(trial.config)
     arm = _arm(trial)
     result = _call_arm(trial, arm, config) if arm.run else _train_and_evaluate(trial, config, parent)
+    trained = [hash_ for metrics in _trainings(trial.out) for hash_ in metrics.get("code", [])]
+    result["code"] = list(dict.fromkeys([*trained, code_hash()]))
     write_json(trial.out / "result.json", result)
     return result
 
@@ -176,7 +182,10 @@ def _call_arm(trial: Trial, arm: Arm, config: MethodConfig) -> dict[str, Any]:
     )
     started = time.monotonic()
     result = ArmResult.of(arm.run(context))
-    seconds = result.seconds if result.seconds is not None else time.monotonic() - started
+    seconds = result.seconds
+    if seconds is None:  # as for the other arms that of the training alone, an interrupted call's included
+        trained = [metrics["seconds"] for metrics in _trainings(trial.out)]
+        seconds = sum(trained) if trained else time.monotonic() - started
     metric = method_class(trial.method).arm_groups[trial.group].metric
     cases = {k: dict(v) if isinstance(v, Mapping) else {metric: float(v)} for k, v in result.cases.items()}
     peak = result.peak_memory_mb
@@ -188,7 +197,8 @@ def _call_arm(trial: Trial, arm: Arm, config: MethodConfig) -> dict[str, Any]:
         "seconds": seconds,
         "peak_memory_mb": peak if peak is not None else peak_mb(pick_device(trial.device)),
         "skipped": [],
-        "history": [],
+        "history": [dict(entry) for entry in result.history],
+        "labelled": None if result.labelled is None else list(result.labelled),
         "extra": dict(result.extra),
     }
 
@@ -198,11 +208,18 @@ def _arm(trial: Trial) -> Arm:
     return next(arm for arm in arms if arm.name == trial.arm)
 
 
+def _trainings(out: Path) -> list[dict[str, Any]]:
+    """`metrics.json` of every model that was trained in a trial's folder."""
+    return [read_json(path) for path in sorted(out.rglob("metrics.json"))]
+
+
 def _stamp(case: Case) -> list[Any]:
-    """A case as it counts for the identity of a trial: id, patient, size of its image and of its mask, other labels."""
+    """A case as it counts for the identity of a trial: id, patient, sizes of its files, other labels."""
     label = case.label.stat().st_size if case.label is not None else None
     weak = case.weak.model_dump(mode="json") if case.weak else None
-    return [case.id, case.patient, case.image.stat().st_size if case.image.exists() else None, label, weak, case.domain]
+    size = case.image.stat().st_size if case.image.exists() else None
+    regions = [case.regions.stat().st_size] if case.regions is not None else []
+    return [case.id, case.patient, size, label, weak, case.domain, *regions]
 
 
 def main(folder: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from medseg.benchmark import plan, runner
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark
+from medseg.benchmark.trial import same_identity
 from medseg.errors import MedsegError
-from medseg.files import read_json
+from medseg.files import read_json, write_json
 from medseg.methods.base import Arm, ArmGroup
+from medseg.sources import code_hash
 
 
 def test_summary_is_complete_and_its_means_are_those_of_its_cases(request_for, pictures):
@@ -122,6 +125,34 @@ def test_arm_that_trains_by_itself_is_evaluated_on_the_held_out_cases(request_fo
 
     assert summary["arms"]["inside"]["cases"].keys() == summary["arms"]["full"]["cases"].keys()
     assert summary["arms"]["inside"]["iterations"] == 2
+
+
+def test_seconds_of_an_arm_that_trains_by_itself_are_those_of_its_training(request_for, pictures, tmp_path):
+    """Also after an interruption: what was trained before it counts, loading and evaluating do not."""
+    request = request_for(pictures, seeds=1, arms=("inside",))
+    [trial] = plan.plan_benchmark(request).trials
+    write_json(trial.out / "trial.json", trial.to_dict())
+    runner.run_trial(trial)
+    file = trial.out / "model" / "metrics.json"
+    write_json(file, {**read_json(file), "seconds": 4321.0, "code": ["older"]})  # a long training, finished earlier
+    (trial.out / "result.json").unlink()
+
+    summary = run_benchmark(request)
+
+    assert summary["arms"]["inside"]["seconds"] == 4321.0
+    assert read_json(trial.out / "result.json")["code"] == ["older", code_hash()]
+
+
+def test_a_region_mask_belongs_to_the_identity_of_a_trial(request_for, pictures, tmp_path):
+    [trial] = plan.plan_benchmark(request_for(pictures, seeds=1, arms=("full",))).trials
+    (tmp_path / "regions.png").write_bytes(b"123")
+    case = replace(trial.held_out[0], regions=tmp_path / "regions.png")
+    other = replace(trial, held_out=(case, *trial.held_out[1:]))
+
+    assert same_identity(trial.identity(), other.identity()) == ["held_out"]
+    (tmp_path / "regions.png").write_bytes(b"1234")
+    assert same_identity(other.identity(), trial.identity()) == ["held_out"]
+    assert other.identity()["held_out"][0][-1] == 4
 
 
 def test_folds_on_volumes_report_on_every_masked_case(request_for, volumes):
