@@ -63,6 +63,7 @@ class _Plane:
     sop_class: str
     frame: int | None
     order: int
+    rescale: tuple[float, float] = (1.0, 0.0)  # slope and intercept that the decoder leaves out
 
 
 def read_series(files: Sequence[Path]) -> Series:
@@ -95,6 +96,7 @@ def _planes(file: Path, ds: Dataset) -> Iterator[_Plane]:
     frames = ds.get("PerFrameFunctionalGroupsSequence")
     count = int(ds.get("NumberOfFrames", 1) or 1)
     shared = (ds.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    rescales = _rescales(frames or [], count)
     for index in range(count):
         groups = [frames[index], shared] if frames and index < len(frames) else [shared]
         position = _find(ds, groups, "PlanePositionSequence", "ImagePositionPatient")
@@ -116,7 +118,20 @@ def _planes(file: Path, ds: Dataset) -> Iterator[_Plane]:
             sop_class=str(ds.SOPClassUID),
             frame=index + 1 if "NumberOfFrames" in ds else None,
             order=int(ds.get("InstanceNumber") or 0),
+            rescale=rescales[index],
         )
+
+
+def _rescales(frames: Sequence[Dataset], count: int) -> list[tuple[float, float]]:
+    """What each frame still needs: GDCM applies the slope and intercept of the first frame to all of them."""
+    items = [(f.get("PixelValueTransformationSequence") or [None])[0] for f in frames]
+    if len(items) < count or any(item is None for item in items):
+        return [(1.0, 0.0)] * count  # one for all frames, or for the whole object, which GDCM applies
+    stated = [(float(item.get("RescaleSlope", 1)), float(item.get("RescaleIntercept", 0))) for item in items]
+    slope, intercept = stated[0]
+    if not slope:
+        raise UnusableInputError("the series states a rescale slope of 0, which leaves nothing of its values")
+    return [(own / slope, offset - intercept * own / slope) for own, offset in stated]
 
 
 def _find(ds: Dataset, groups: Sequence[Dataset], sequence: str, key: str) -> Any:
@@ -170,7 +185,8 @@ def _pixels(planes: Sequence[_Plane]) -> np.ndarray:
     for plane in planes:
         if plane.file not in decoded:
             decoded = {plane.file: _decode(plane.file)}  # one file at a time stays in memory
-        slices.append(decoded[plane.file][plane.index])
+        values, (slope, intercept) = decoded[plane.file][plane.index], plane.rescale
+        slices.append(values if plane.rescale == (1.0, 0.0) else values * slope + intercept)
     return np.stack(slices)
 
 

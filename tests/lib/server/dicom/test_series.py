@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import EnhancedMRImageStorage, EnhancedPETImageStorage
 
 from medseg.errors import UnusableInputError
 from medseg.server.dicom.grid import SeriesGrid
@@ -88,3 +90,24 @@ def test_a_radiograph_is_a_picture(data_dir: Path) -> None:
     assert series.volume.shape == (1, 211, 169)
     assert series.volume.affine.shape == (3, 3)
     assert not series.grid.placed
+
+
+@pytest.mark.parametrize("kind", [EnhancedMRImageStorage, EnhancedPETImageStorage])
+@pytest.mark.parametrize("place", ["shared", "per frame"])
+def test_frames_have_the_slope_that_is_stated_for_them(kind: str, place: str, data_dir: Path, tmp_path: Path) -> None:
+    ds = pydicom.dcmread(next((data_dir / "dicom" / "dcmqi" / "24x38x3" / "multiframe").glob("*.dcm")))
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
+    shared, frames = ds.SharedFunctionalGroupsSequence[0], ds.PerFrameFunctionalGroupsSequence
+    stated = [(0.5, 3.0), (2.0, -10.0), (4.0, 0.0)] if place == "per frame" else [(0.5, 3.0)] * 3
+    source = shared.PixelValueTransformationSequence[0]
+    del shared.PixelValueTransformationSequence
+    for group, (slope, intercept) in zip([shared] if place == "shared" else frames, stated, strict=False):
+        item = copy.deepcopy(source)
+        item.RescaleSlope, item.RescaleIntercept = slope, intercept
+        group.PixelValueTransformationSequence = pydicom.Sequence([item])
+    ds.save_as(tmp_path / "frames.dcm")
+
+    volume = read_series([tmp_path / "frames.dcm"]).volume[0].numpy()
+
+    for k, (slope, intercept) in enumerate(stated):
+        np.testing.assert_allclose(volume[:, :, k], ds.pixel_array[k].T * slope + intercept)
