@@ -43,9 +43,9 @@ def split_cases(
     Args:
         cases: all cases in list order.
         labelled: the first so many training labelled cases keep it, in turn from every group; None: all.
-        held_out: with one fold, how many labelled cases are reported on (a float is a share of them). Whole
-            patients are taken in the order of their hash, in turn from every group, after setting aside the patients of
-            the first `labelled`.
+        held_out: with one fold, how many labelled cases are reported on, taken in turn from every group; a float is a
+            share of every group, rounded, at least one case. Whole patients are taken in the order of their hash, after
+            setting aside the patients of the first `labelled`; a group's last patient is never taken.
         folds: more than 1: patients that are labelled are dealt out, every fold reports on its own and learns from the
             others.
         kind: tells which cases are labelled, and hides labels.
@@ -100,25 +100,42 @@ def first_cases(masked: Sequence[Case], count: int | None, groups: Mapping[str, 
 def _held_out_patients(
     masked: Sequence[Case], reserved: set[str], held_out: int | float, groups: Mapping[str, str]
 ) -> set[str]:
-    wanted = held_out if isinstance(held_out, int) else max(1, round(held_out * len(masked)))
-    free = [case for case in masked if case.patient not in reserved]
-    if not 1 <= wanted <= len(free) or (not reserved and wanted == len(masked)):
-        raise MedsegError(
-            f"{wanted} held-out cases cannot be taken from {len(masked)} labelled cases, of which "
-            f"{len(masked) - len(free)} belong to patients that train; lower --labelled or the held-out number, "
-            "or add cases with masks"
-        )
-    by_group = _grouped(free, groups)
-    queues = {group: list(patients) for group, patients in _patients(free, groups).items()}
+    """Whole patients until the number is reached, or in every group the share; the last of a group always trains."""
+    is_share, by_group = not isinstance(held_out, int), _grouped(masked, groups)
+    most = {n: max(1, round(held_out * len(cases))) if is_share else int(held_out) for n, cases in by_group.items()}
+    wanted = sum(most.values()) if is_share else int(held_out)
+    queues = _spare_patients(masked, reserved, groups)
     chosen: set[str] = set()
 
     def reported(group: str | None = None) -> int:
-        return sum(case.patient in chosen for case in (free if group is None else by_group[group]))
+        return sum(case.patient in chosen for case in (masked if group is None else by_group[group]))
 
-    while reported() < wanted:
-        group = min((name for name in queues if queues[name]), key=reported)  # the first of those with fewest cases
+    def wanting() -> list[str]:
+        if not is_share and reported() >= wanted:
+            return []
+        return [name for name in queues if queues[name] and reported(name) < most[name]]
+
+    while names := wanting():
+        group = min(names, key=reported)  # the first of those with fewest cases
         chosen.add(queues[group].pop(0))
+    one_of_several = is_share and len(by_group) > 1 and chosen  # a small group gives what it can spare
+    if wanted < 1 or (reported() < wanted and not one_of_several):
+        spare = sum(case.patient not in reserved for case in masked)
+        raise MedsegError(
+            f"{wanted} held-out cases cannot be taken from {len(masked)} labelled cases, of which "
+            f"{len(masked) - spare} belong to patients that train, and each group keeps a patient; lower --labelled or "
+            "the held-out number, or add cases with masks"
+        )
     return chosen
+
+
+def _spare_patients(masked: Sequence[Case], reserved: set[str], groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """Patients by group that need not train; where none is reserved, a group keeps its last."""
+    spare = {}
+    for name, patients in _patients(masked, groups).items():
+        free = [patient for patient in patients if patient not in reserved]
+        spare[name] = free if len(free) < len(patients) else free[:-1]
+    return spare
 
 
 def _fold(

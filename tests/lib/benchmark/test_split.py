@@ -9,6 +9,7 @@ import pytest
 from medseg.benchmark.split import split_cases
 from medseg.cases import Case
 from medseg.errors import MedsegError
+from medseg.methods.multidomain.presets import PRESETS
 
 
 def make_cases(count: int, masks: int | None = None, per_patient: int = 1) -> list[Case]:
@@ -128,3 +129,47 @@ def test_data_set_that_runs_out_leaves_its_turn_to_the_others():
 
     assert split.labelled == ("a00", "a01", "b00", "b01")
     assert count((case.id for case in split.held_out), "a") == 3
+
+
+UNIONS = {
+    "vertebrae": {"vb1": (6, 1), "vb2": (6, 1), "vb3": (6, 1)},
+    "organs": {"cardiac": (20, 2), "prostate": (9, 1), "hippocampus": (40, 1), "atrium": (80, 1)},
+}
+
+
+def domains(name: str) -> list[Case]:
+    """A union with the sizes of the real one: domain -> cases, and how many of them each patient has."""
+    return [
+        Case(f"{domain}_{i:02d}", Path("x.nii"), Path("x.nii"), patient=f"{domain}_p{i // each}", dataset=domain)
+        for domain, (size, each) in UNIONS[name].items()
+        for i in range(size)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("union_name", "preset", "held_out", "training"),
+    [
+        ("vertebrae", "cpu", (3, 3, 3), (3, 3, 3)),
+        ("vertebrae", "paper", (2, 2, 2), (4, 4, 4)),
+        ("organs", "cpu", (4, 2, 2, 2), (16, 7, 38, 78)),
+        ("organs", "paper", (6, 3, 12, 24), (14, 6, 28, 56)),
+    ],
+)
+def test_no_domain_is_held_out_as_a_whole(union_name, preset, held_out, training):
+    budget, cases = PRESETS[preset], domains(union_name)
+    [split] = split_cases(cases, budget.labelled, budget.held_out)
+
+    def sizes(part: tuple[Case, ...]) -> tuple[int, ...]:
+        return tuple(sum(case.dataset == domain for case in part) for domain in UNIONS[union_name])
+
+    assert (sizes(split.held_out), sizes(split.training)) == (held_out, training)
+
+
+def test_the_last_patient_of_a_group_trains():
+    [split] = split_cases(union(6, 1, 2), None, 0.9)
+    [exact] = split_cases(union(6, 1, 2), None, 6)
+
+    assert [count((case.id for case in split.held_out), name) for name in "abc"] == [5, 0, 1]
+    assert [count((case.id for case in exact.held_out), name) for name in "abc"] == [5, 0, 1]
+    with pytest.raises(MedsegError, match="7 held-out cases cannot be taken from 9 labelled cases"):
+        split_cases(union(6, 1, 2), None, 7)
