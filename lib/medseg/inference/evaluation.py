@@ -75,11 +75,11 @@ def evaluate(
                 raise
         if progress:
             progress(case, table.get(case.id, {}))
-    qualities = [predictor.method.quality(metrics) for metrics in table.values()]
+    qualities = list(predictor.method.qualities(table).values())
     return Evaluation(
         cases=table,
         mean=mean_table(table),
-        quality=math.fsum(qualities) / len(qualities),
+        quality=math.fsum(qualities) / max(len(qualities), 1),
         missed=int(sum(metrics.get("missed", 0) for metrics in table.values())),
         skipped=skipped,
     )

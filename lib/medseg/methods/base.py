@@ -264,6 +264,8 @@ class ArmGroup:
         unit: of the value.
         timed: the value is a time or a memory, so runs take turns and have all cores.
         tested: arm that is tested against each of the others; None: the last one.
+        ratios: pairs of arms whose ratio of means is told, with an interval; a third entry names another metric than
+            `metric`.
     """
 
     arms: tuple[Arm, ...]
@@ -272,6 +274,7 @@ class ArmGroup:
     unit: str = ""
     timed: bool = False
     tested: str | None = None
+    ratios: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -501,6 +504,14 @@ class Method(ABC):
     def quality(self, metrics: Mapping[str, float]) -> float:
         """Key quality figure in [0, 1], higher is better; the gate compares models by its mean."""
         return metrics[self.metric]
+
+    def qualities(self, cases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The quality of every case of a list, which is one figure for all of them.
+
+        Default: `quality` of each. A method whose cases differ in what they can be judged by chooses the figure for the
+        list and leaves out the cases that do not have it.
+        """
+        return {case: self.quality(metrics) for case, metrics in cases.items()}
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:

@@ -149,11 +149,12 @@ class Judge:
             raise MedsegError(remarks[0])
 
     def _qualities(self, metrics: dict[str, Any]) -> dict[str, float]:
-        return {case: self.method.quality(values) for case, values in metrics["cases"].items()}
+        return self.method.qualities(metrics["cases"])
 
     def _rate(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Metrics with `quality`, the mean over groups; cases without metrics are missed."""
-        qualities = {**dict.fromkeys((case.id for case in self.cases), 0.0), **self._qualities(metrics)}
+        refused = [case.id for case in self.cases if case.id not in metrics["cases"]]
+        qualities = {**dict.fromkeys(refused, 0.0), **self._qualities(metrics)}
         means = group_means(qualities, self.groups)
         return {**metrics, "quality": mean_over_groups(means), **({"groups": means} if len(means) > 1 else {})}
 

@@ -106,7 +106,7 @@ def pretrain(ctx: Any, overrides: Mapping[str, Any] | None = None, name: str = "
     Returns:
         The model's folder; `metrics.json` in it tells seconds and iterations.
     """
-    values = {"iterations": ctx.config.pretraining, "landmarks": (), "templates": 0, **(overrides or {})}
+    values = {"landmarks": (), "templates": 0, **(overrides or {})}
     cases = tuple(ctx.method.hide_label(case) for case in ctx.training_cases)
     values.setdefault("seed", ctx.seed)
     text = json.dumps([{**ctx.config.to_dict(), **values}, [case.id for case in cases]], sort_keys=True, default=str)
@@ -162,7 +162,7 @@ def fine_tuning(ctx: Any, folder: Path | None) -> dict[str, Any]:
         "width": config.width,
         "norm": config.norm,
         "dropout": 0.0,  # ours: it slows the few iterations down, from either start
-        "iterations": ctx.iterations,
+        "iterations": config.finetune_iterations,
         "labelled_batch": config.image_batch,
         "learning_rate": config.finetune_learning_rate,
         "lr_schedule": "poly",

@@ -54,22 +54,22 @@ class LocalDiscriminationConfig(PatchConfig):
     # shape prior (card sec. 7)
     shapes: str | None = None  # folder of binary masks; their first label is then segmented without any label
     shape_weight: float = 1.0  # ours
-    targets: tuple[int, ...] = (1, 2)  # labels that are the shape in the unsupervised arms: vessels, or both lungs
+    targets: tuple[int, ...] = (1, 2)  # labels that are the shape, where masks tell how well it is found: both lungs
     polarity: str = "dark"  # how the shape differs from its surroundings: vessels and lungs are darker
 
     # landmarks (card sec. 8)
     landmarks: tuple[str, ...] = ()  # names; filled from the templates
     templates: int = 0  # images with landmarks that are kept; filled from the data
     pyramid: tuple[int, ...] = (4, 2, 1)  # ours: coarse to fine, factors of the working grid
-    window: float = 5.0  # ours: sigma of the Gaussian window of a landmark, voxels of each level
+    window: float = 0.0  # ours: sigma of a landmark's Gaussian window, voxels of each level; 0: 5 in 2D, 2.5 in 3D
     matching: str = "window"  # ours: compares neighbourhoods in place; "pooled" averages them first (card sec. 8)
     consensus: bool = True  # ours: what confident matches on the unmarked images share is one more template
     search: float = 0.15  # ours: first search around the template's own position, share of the longest axis; 0: all
     confident: float = 0.35  # ours: below, a warning asks the reader to look
     pixel_mm: float = 0.0  # size of a picture's pixel; 0: column mm_per_px of the tables beside the images, else 1
 
-    # benchmark
-    pretraining: int = 400  # ours: iterations of the pretraining that arms share
+    # benchmark: what `supervised` gets that starts from this
+    finetune_iterations: int = 300  # ours
     finetune_learning_rate: float = 0.02  # ours: SGD of `supervised`
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class LocalDiscriminationConfig(PatchConfig):
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 raise MedsegError(f"{key} = {getattr(self, key)!r} is unknown; choose one of {', '.join(known)}")
-        for key in ("image_batch", "width", "embedding", "points", "pretraining"):
+        for key in ("image_batch", "width", "embedding", "points", "finetune_iterations"):
             if getattr(self, key) < 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 1")
         for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
@@ -92,8 +92,13 @@ class LocalDiscriminationConfig(PatchConfig):
             raise MedsegError(f"elastic = {self.elastic} is outside [0, 0.25]; beyond, a view folds over itself")
         if not self.pyramid or min(self.pyramid) < 1 or list(self.pyramid) != sorted(self.pyramid, reverse=True):
             raise MedsegError(f"pyramid = {self.pyramid} must hold factors from 1, the coarsest first")
-        if self.window <= 0 or self.temperature <= 0 or self.region_temperature <= 0:
-            raise MedsegError("window, temperature and region_temperature must be positive")
+        if self.window < 0 or self.temperature <= 0 or self.region_temperature <= 0:
+            raise MedsegError("window must be at least 0, temperature and region_temperature must be positive")
+
+    @property
+    def sigma(self) -> float:
+        """Sigma of a landmark's window; in 3D a smaller one, as a bank grows with its third power."""
+        return self.window or (5.0 if self.dimension == 2 else 2.5)
 
     @property
     def views(self) -> ViewSettings:

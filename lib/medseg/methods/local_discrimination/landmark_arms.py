@@ -97,7 +97,7 @@ def one_shot(ctx: Any) -> dict[str, Any]:
     The pretraining is the same for all templates; test images are in no pool.
     """
     template = template_of(ctx)
-    longer = {"iterations": LONGER * ctx.config.pretraining, "seed": 0}
+    longer = {"iterations": LONGER * ctx.config.iterations, "seed": 0}
     folder = pretrain(ctx, LANDMARK_SETTINGS | longer, "landmarks")
     others = tuple(ctx.method.hide_label(case) for case in ctx.training_cases if case.id != template.id)
     names = {"landmarks": tuple(template.weak.landmarks), "templates": 1} if template.weak else {}

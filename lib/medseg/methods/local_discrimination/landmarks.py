@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from medseg.transforms.io import read_image
 
 if TYPE_CHECKING:
     from medseg.methods.local_discrimination.method import LocalDiscrimination
+
+log = logging.getLogger(__name__)
 
 POOL = 60  # ours: unmarked images that templates are matched on for the consensus
 KEPT = 0.5  # ours: share of them, the most confident for each landmark, that enter it
@@ -40,9 +43,8 @@ def without_landmarks(case: Case) -> Case:
 
 
 def build_bank(config: LocalDiscriminationConfig) -> TemplateBank:
-    """An empty bank; its last slot is for the consensus of the pool, where there is one."""
-    slots = config.templates + config.consensus
-    return TemplateBank(slots, len(config.landmarks), config.dimension, config.embedding, config.pyramid, config.window)
+    """An empty bank."""
+    return TemplateBank(len(config.landmarks), config.dimension, config.embedding, config.pyramid, config.sigma)
 
 
 def bank_of(method: LocalDiscrimination) -> TemplateBank:
@@ -53,26 +55,33 @@ def bank_of(method: LocalDiscrimination) -> TemplateBank:
 
 
 def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
-    """Put the first templates of the training cases into the bank, then the consensus of the unmarked ones."""
+    """Put the first templates of the training cases into the bank, then the consensus of the unmarked ones.
+
+    The last slot is for the consensus, where there is one.
+    """
     network, config, bank = method.network, method.config, bank_of(method)
     was_training = network.training
     network.eval()
-    bank.known.zero_()
+    bank.clear(config.templates + config.consensus)
     names = {name: index for index, name in enumerate(config.landmarks)}
-    slot = 0
+    templates: list[str] = []
     for case in training.cases:
-        if slot == config.templates:
+        if len(templates) == config.templates:
             break
         loaded = training.load(case) if is_marked(case) else {}
         points = {names[name]: point for name, point in loaded.get("landmarks", {}).items() if name in names}
         if points:
             image = loaded["image"]
-            bank.put(slot, embed_pyramid(network, image, config.pyramid), points, image.shape[1:])
-            slot += 1
+            bank.put(len(templates), embed_pyramid(network, image, config.pyramid), points, image.shape[1:])
+            templates.append(case.id)
     pool = [case for case in training.cases if not is_marked(case)][:POOL]
-    if config.consensus and slot and pool:
+    if config.consensus and templates and pool:
         _fill_consensus(method, [training.load(case)["image"] for case in pool])
     network.train(was_training)
+    if templates:
+        log.info("templates of the landmarks: %s", ", ".join(templates))
+    else:
+        log.warning("no training image has one of the landmarks %s inside it: none is found", ", ".join(names))
 
 
 def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -> None:
@@ -87,7 +96,7 @@ def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -
         maps = embed_pyramid(network, image, config.pyramid)
         found = find_landmarks(bank, maps, image.shape[1:], config.search, config.matching)
         shares = relative(found.points, image.shape[1:])
-        patches.append(torch.stack([bank.windows(level, shares) for level in maps]).cpu())
+        patches.append(torch.stack([bank.windows(level, shares) for level in maps]).half().cpu())
         places.append(shares.cpu())
         trust.append(found.confidence.cpu())
     confidence = torch.stack(trust)  # (images, L)
@@ -96,7 +105,8 @@ def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -
     axes = config.dimension
     known = bank.known.any(dim=0)
     weights = chosen.reshape(len(images), 1, -1, *(1,) * (axes + 1))
-    bank.patches[:, -1] = sum((p * w for p, w in zip(patches, weights, strict=True)), torch.zeros(())).to(bank.patches)
+    mean = sum((p.float() * w for p, w in zip(patches, weights, strict=True)), torch.zeros(()))
+    bank.patches[:, -1] = mean.to(bank.patches)
     bank.places[-1] = (torch.stack(places) * chosen[..., None]).sum(dim=0).to(bank.places)
     bank.known[-1] = known
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,6 +39,7 @@ from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraini
 from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
 from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
 from medseg.methods.patches import PatchMethod, normalise, normalised_entropy, random_crop
+from medseg.networks.rescale import lengths_before_norms, restore_lengths
 from medseg.transforms.grid import resize, to_canonical
 from medseg.transforms.io import read_image
 
@@ -75,7 +78,10 @@ class LocalDiscrimination(PatchMethod):
         """Besides axes, channels and scale: names of landmarks, number of templates, size of a pixel."""
         fitted = super().fit_config(config, cases)
         assert isinstance(fitted, LocalDiscriminationConfig)
-        marked = [case for case in cases if case.weak and case.weak.landmarks]
+        marked = [case for case in cases if landmarks.is_marked(case)]
+        if not fitted.templates and len(marked) > TEMPLATES:
+            rest = ", ".join(case.id for case in marked[TEMPLATES:])
+            log.warning("the first %d images with landmarks are templates; no templates: %s", TEMPLATES, rest)
         values: dict[str, object] = {
             "landmarks": fitted.landmarks or names_of(marked),
             "templates": fitted.templates or min(len(marked), TEMPLATES),
@@ -107,14 +113,20 @@ class LocalDiscrimination(PatchMethod):
         network = EmbeddingNet(
             config.channels, 2, config.dimension, config.width, config.norm, config.embedding, config.regions
         )
-        if config.landmarks and config.templates:
+        if self.has_landmarks:
             network.bank = landmarks.build_bank(config)
+        self.lengths = lengths_before_norms(network.trunk)
         return network
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         """Every image, labelled or not."""
         if not cases:
             raise MedsegError("local discrimination needs at least 1 image, got 0")
+        if self.has_landmarks and not any(map(landmarks.is_marked, cases)):
+            raise MedsegError(
+                f"templates = {self.config.templates}, but no training image has landmarks; mark those of one image, "
+                "or leave templates and landmarks unset"
+            )
         if len(cases) < self.config.image_batch:
             log.warning("%d images are few to learn places from; add unlabelled ones", len(cases))
         if self.config.shapes and not self.shapes:
@@ -188,9 +200,15 @@ class LocalDiscrimination(PatchMethod):
         return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
 
     def conclude(self, training: TrainingSet) -> None:
-        """Keep the templates' windows."""
-        if hasattr(self.network, "bank"):
+        """Give weights back their first lengths, for those who start from them; keep the templates' windows."""
+        restore_lengths(self.network.trunk, self.lengths)
+        if self.has_landmarks:
             landmarks.fill_bank(self, training)
+
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether the model finds landmarks."""
+        return bool(self.config.landmarks) and self.config.templates > 0
 
     # -- use -------------------------------------------------------------------------------------------------------
 
@@ -204,7 +222,7 @@ class LocalDiscrimination(PatchMethod):
                 MetaTensor(probabilities, affine=image.affine),
                 MetaTensor(normalised_entropy(probabilities), affine=image.affine),
             )
-        if hasattr(self.network, "bank"):
+        if self.has_landmarks and bool(landmarks.bank_of(self).known.any()):
             markup, warnings = landmarks.predict(self, image)
             prediction.markups, prediction.warnings = (markup,), warnings
         prediction.measurements["retrieval"] = Measurement(round(100 * self.retrieval(loaded), 2), "%")
@@ -224,19 +242,43 @@ class LocalDiscrimination(PatchMethod):
         )
         return float(retrieval(a, b, drawn["valid"][None].to(device)))
 
+    @property
+    def answer(self) -> tuple[str, int]:
+        """Name and number of the shape prior's mask: the one label among `targets`; "shape" where it unites several."""
+        named = [(name, index) for name, index in self.labels.items() if index in self.config.targets]
+        return named[0] if len(named) == 1 else ("shape", 1)
+
+    def finish(self, prediction: Prediction, case: Case) -> Prediction:
+        """The mask under its name."""
+        prediction = super().finish(prediction, case)
+        if prediction.mask is not None:
+            name, number = self.answer
+            numbered = MetaTensor(prediction.mask.as_tensor() * number, affine=prediction.mask.affine)
+            prediction = replace(prediction, mask=numbered, labels={name: number})
+        return prediction
+
     def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Dice of the shape prior's mask, distances of landmarks, retrieval: whatever the case can be judged by."""
         values = {"retrieval": prediction.measurements["retrieval"].value / 100}
         if truth is not None and prediction.mask is not None:
-            first = MetaTensor((truth.as_tensor() == 1).to(torch.uint8), affine=truth.affine)
-            values |= super().evaluate(prediction, case, first)
-        if prediction.markups and landmarks.is_marked(case):
-            values |= landmarks.radial_errors(prediction.markups[0], case, self.config.pixel_mm or 1.0)
+            united = torch.isin(truth.as_tensor().long(), torch.tensor(self.config.targets)).to(torch.uint8)
+            values |= super().evaluate(prediction, case, MetaTensor(united * self.answer[1], affine=truth.affine))
+        if landmarks.is_marked(case):
+            values["success_4mm"] = 0.0  # a model that finds none
+            for markup in prediction.markups:
+                values |= landmarks.radial_errors(markup, case, self.config.pixel_mm or 1.0)
         return values
 
-    def quality(self, metrics: Mapping[str, float]) -> float:
-        """Share of landmarks within 4 mm, else Dice, else retrieval."""
-        return next(metrics[key] for key in ("success_4mm", "dice", "retrieval") if key in metrics)
+    def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
+        """The shape alone."""
+        return dict([self.answer])
+
+    def qualities(self, cases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """One figure for all: landmarks within 4 mm where this model finds some, Dice of its shapes, else retrieval."""
+        asked = {"success_4mm": self.has_landmarks, "dice": self.config.shapes is not None}
+        known = {key for values in cases.values() for key in values}
+        figure = next((key for key, wanted in asked.items() if wanted and key in known), "retrieval")
+        return {case: values[figure] for case, values in cases.items() if figure in values}
 
     @torch.no_grad()
     def score(self, loaded: Sample) -> Score:
@@ -271,5 +313,5 @@ def convert_channels(image: MetaTensor, channels: int) -> MetaTensor:
 
 
 def _number(identifier: str) -> int:
-    """A number of a case that is the same in every process."""
-    return int.from_bytes(identifier.encode()[-7:], "big")
+    """A number of a case that is the same in every process, and of no other case."""
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:7], "big")

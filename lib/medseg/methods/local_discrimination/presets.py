@@ -14,8 +14,8 @@ PRESETS = {
     # ours: what one to three seeds take on two cores in half an hour; see benchmarks/local_discrimination
     "cpu": Preset(
         config={
-            "iterations": 300,
-            "pretraining": 800,
+            "iterations": 800,
+            "finetune_iterations": 300,
             "learning_rate": 3e-3,  # ours: a thousand iterations, not a hundred thousand
             "warmup": 0.5,  # ours: places before regions; begun early, regions undo what places have learnt
             "scale": 0,
@@ -34,8 +34,8 @@ PRESETS = {
     ),
     "paper": Preset(  # card sec. 6, with our network
         config={
-            "iterations": 10000,  # card sec. 6: 100 epochs of the small sets
-            "pretraining": 100000,
+            "iterations": 100000,  # card sec. 6: 100 epochs of 1,000
+            "finetune_iterations": 10000,  # card sec. 6: 100 epochs of the small sets
             "patch": (112, 112, 80),
             "width": 16,
             "workers": 8,

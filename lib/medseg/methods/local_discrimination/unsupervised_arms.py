@@ -119,7 +119,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
     ctx = replace(ctx, labels={ANSWER: 1})
     images = tuple(ctx.method.hide_label(case) for case in pictured)
     first, model = ctx.out / "first", ctx.out / "refined"
-    predictor = ctx.train({"shapes": str(shapes), "iterations": ctx.config.pretraining}, first.name, cases=images)
+    predictor = ctx.train({"shapes": str(shapes)}, first.name, cases=images)
     guessed = _pseudo_labels(ctx, predictor, images) if refine else ()
     if guessed:
         predictor = ctx.train(fine_tuning(ctx, first), model.name, cases=guessed, method="supervised")

@@ -25,7 +25,7 @@ from medseg.transforms.io import read_mask, write_volume
 
 TINY = {
     "iterations": 2,
-    "pretraining": 2,
+    "finetune_iterations": 2,
     "patch": (32, 32),
     "width": 2,
     "embedding": 4,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
+from medseg.methods.local_discrimination.landmarks import build_bank
 from medseg.methods.local_discrimination.matching import (
     TemplateBank,
     find_landmarks,
@@ -14,6 +16,7 @@ from medseg.methods.local_discrimination.matching import (
     regularise,
     respond,
 )
+from medseg.methods.local_discrimination.method import TEMPLATES
 
 POINTS = {0: (30.0, 40.0), 1: (70.0, 22.0), 2: (52.0, 60.0)}
 
@@ -32,7 +35,8 @@ def pyramid(image: torch.Tensor) -> list[torch.Tensor]:
 
 
 def bank(maps: list[torch.Tensor], grid: tuple[int, ...]) -> TemplateBank:
-    found = TemplateBank(1, len(POINTS), 2, 16, (2, 1), 2.0)
+    found = TemplateBank(len(POINTS), 2, 16, (2, 1), 2.0)
+    found.clear(1)
     found.put(0, maps, {index: torch.tensor(point) for index, point in POINTS.items()}, grid)
     return found
 
@@ -83,7 +87,8 @@ def test_first_search_stays_near_the_template() -> None:
 def test_three_axes() -> None:
     grid = (32, 28, 24)
     maps = [embedding(grid)]
-    found = TemplateBank(1, 1, 3, 16, (1,), 1.5)
+    found = TemplateBank(1, 3, 16, (1,), 1.5)
+    found.clear(1)
     found.put(0, maps, {0: torch.tensor([12.0, 15.0, 9.0])}, grid)
 
     result = find_landmarks(found, maps, grid, 0.0)
@@ -134,7 +139,8 @@ def test_autocast_does_not_blur_what_is_found() -> None:
 
 def test_everything_stays_on_the_bank_s_device() -> None:
     """Points come from files, on the CPU; the device `meta` refuses to mix as a GPU does."""
-    templates = TemplateBank(1, 6, 2, 16, (1,), 2.0).to("meta")
+    templates = TemplateBank(6, 2, 16, (1,), 2.0).to("meta")
+    templates.clear(1)
     image = torch.empty(16, 48, 40, device="meta")
     points = torch.empty(6, 2, device="meta")
 
@@ -144,3 +150,24 @@ def test_everything_stays_on_the_bank_s_device() -> None:
     assert templates.patches.is_meta
     assert highest(scores).is_meta
     assert regularise(points, points, scores.flatten(1).amax(dim=1)).is_meta
+
+
+@pytest.mark.parametrize(("axes", "megabytes"), [(2, 1.9), (3, 8.5)])
+def test_a_bank_is_as_large_as_stated_and_empty_until_it_is_filled(axes: int, megabytes: float) -> None:
+    config = LocalDiscriminationConfig(dimension=axes, landmarks=("a",))
+    found = build_bank(config).to("meta")
+
+    assert found.patches.numel() == 0
+    found.clear(TEMPLATES + 1)
+
+    assert found.patches.numel() * found.patches.element_size() / 1e6 == pytest.approx(megabytes, abs=0.1)
+
+
+def test_a_bank_takes_the_number_of_templates_from_its_file() -> None:
+    grid = (96, 84)
+    maps = pyramid(embedding(grid))
+    filled, empty = bank(maps, grid), TemplateBank(len(POINTS), 2, 16, (2, 1), 2.0)
+
+    empty.load_state_dict(filled.state_dict())
+
+    assert torch.equal(find_landmarks(empty, maps, grid, 0.0).points, find_landmarks(filled, maps, grid, 0.0).points)

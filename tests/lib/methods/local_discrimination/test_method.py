@@ -11,7 +11,8 @@ from monai.data import MetaTensor
 
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
-from medseg.methods.base import Batch, Sample, TrainingSet
+from medseg.methods.base import Batch, Measurement, Prediction, Sample, TrainingSet
+from medseg.methods.local_discrimination import method as method_module
 from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.phantoms.landmarks import make_landmarks, write_landmark_study
@@ -102,7 +103,8 @@ def test_every_image_is_learnt_from_and_landmarks_are_labels(study: Path) -> Non
     assert [case.id for case in method.streams(mixed)[0].cases] == [case.id for case in cases]
     assert [LocalDiscrimination.is_labelled(case) for case in mixed] == [True, *[False] * 5]
     assert method.config.templates == 1
-    assert method.config.landmarks == ("0", "1", "2", "3", "4") or len(method.config.landmarks) == 5
+    assert method.config.landmarks == tuple(cases[0].weak.landmarks)
+    assert len(method.config.landmarks) == 5
 
 
 def test_templates_are_markups_with_confidence_and_unsure_ones_are_named(study: Path) -> None:
@@ -131,6 +133,80 @@ def test_template_itself_is_found_in_three_axes(tmp_path: Path) -> None:
 
     assert values["radial_error_mm"] < 1.0
     assert values["success_4mm"] == 1.0
+
+
+def test_templates_are_named_and_those_beyond_the_bank_too(
+    study: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method_module, "TEMPLATES", 2)
+    cases = load_cases([study])[:3]
+
+    with caplog.at_level(logging.INFO):
+        method = build(cases)
+        method.conclude(TrainingSet(tuple(cases), method.load))
+
+    assert "first 2 images with landmarks are templates; no templates: subject_002" in caplog.text
+    assert "templates of the landmarks: subject_000, subject_001" in caplog.text
+
+
+def test_templates_that_were_asked_for_and_are_not_there_are_an_error(study: Path) -> None:
+    cases = [LocalDiscrimination.hide_label(case) for case in load_cases([study])]
+    method = build(cases, landmarks=("a",), templates=1)
+
+    with pytest.raises(MedsegError, match="templates = 1, but no training image has landmarks"):
+        method.streams(cases)
+
+
+def test_a_list_of_cases_is_judged_by_one_figure(study: Path, tmp_path: Path) -> None:
+    mixed = {"a": {"retrieval": 0.9, "success_4mm": 0.5}, "b": {"retrieval": 0.8}, "c": {"retrieval": 1.0, "dice": 0.4}}
+    cases = load_cases([study])
+    plain = build([LocalDiscrimination.hide_label(case) for case in cases])
+
+    assert build(cases).qualities(mixed) == {"a": 0.5}
+    assert build(cases).qualities({"b": mixed["b"]}) == {"b": 0.8}  # nobody can be judged by landmarks
+    assert plain.qualities(mixed) == {"a": 0.9, "b": 0.8, "c": 1.0}
+    prediction = plain.predict(plain.load(cases[0]))
+    assert plain.evaluate(prediction, cases[0], None)["success_4mm"] == 0.0
+
+
+def test_the_shape_s_mask_is_named_after_its_label_and_judged_by_all_targets(study: Path) -> None:
+    case = load_cases([study])[0]
+    config = build([case], shapes="x", targets=(2, 3)).config
+    one, two = LocalDiscrimination(config, {"a": 1, "b": 2}), LocalDiscrimination(config, {"a": 1, "b": 2, "c": 3})
+    mask = MetaTensor(torch.zeros(1, 80, 72, dtype=torch.uint8), affine=torch.eye(3))
+    mask[:, 20:40] = 1
+    truth = MetaTensor(torch.zeros(1, 80, 72), affine=torch.eye(3))
+    truth[:, 20:30], truth[:, 30:40], truth[:, 60:] = 2, 3, 1
+
+    for method, name, number in ((one, "b", 2), (two, "shape", 1)):
+        measured = {"retrieval": Measurement(50.0, "%")}
+        prediction = method.finish(Prediction(None, measurements=measured, mask=mask), case)
+        assert prediction.labels == {name: number}
+        assert int(prediction.mask.max()) == number
+        assert method.evaluate(prediction, case, truth)["dice"] == 1.0
+
+
+def test_weights_get_their_length_back_and_the_model_stays_the_same(study: Path) -> None:
+    case = load_cases([study])[0]
+    method = build([LocalDiscrimination.hide_label(case)])
+    fresh = {name: value.clone() for name, value in method.network.state_dict().items()}
+    for parameter in method.network.parameters():
+        parameter.data.mul_(2.0)
+    method.network.eval()
+    image = method.load(case)["image"][None]
+    before = method.network(image)
+
+    method.conclude(TrainingSet((), method.load))
+
+    name = "trunk.encoder.levels.1.units.0.0.weight"
+    assert torch.allclose(method.network.state_dict()[name].norm(), fresh[name].norm())
+    assert torch.allclose(method.network.state_dict()["trunk.head.weight"], 2 * fresh["trunk.head.weight"])
+    assert float((method.network(image) - before).abs().max()) < 0.02 * float(before.abs().max())
+
+
+def test_numbers_tell_cases_apart_that_end_alike() -> None:
+    assert method_module._number("ward_a_img_001") != method_module._number("ward_b_img_001")
+    assert 0 <= method_module._number("x") < 2**63
 
 
 def test_landmark_outside_is_left_out_and_a_template_without_landmarks_is_none(
