@@ -28,6 +28,8 @@ from medseg.transforms.grid import spacing_of
 Clicks = Mapping[int, Sequence[Sequence[int]]]
 """Label value (0: background) -> voxel indices on the image's grid."""
 
+FARTHEST = 4.0  # ours: standard deviations of the kernel in space; beyond, it is less than 0.0004
+
 Array = NDArray[np.float32]
 
 
@@ -77,15 +79,18 @@ def correct(
     if not values:
         return probabilities
     start = torch.log(probabilities.as_tensor().float().clamp(min=settings.floor)).numpy()
-    kernels = _kernels(points, image, settings)
-    wanted = np.zeros((len(values), start.shape[0]), np.float32)
+    kernel = _Kernel(image, settings)
+    wanted = np.zeros((len(values), len(start)), np.float32)
     for row, (point, value) in enumerate(zip(points, values, strict=True)):
         here = start.reshape(len(start), -1)[:, np.ravel_multi_index(point, shape)]
         rival = np.delete(here, value).max()
         wanted[row, value] = max(0.0, settings.margin + rival - here[value])
-    between = np.array([[kernel[tuple(point)] for point in points] for kernel in kernels], np.float64)
-    weights = np.linalg.solve(between + settings.noise * np.eye(len(values)), wanted)
-    scores = start + np.einsum("kc,k...->c...", weights.astype(np.float32), kernels)
+    weights = np.linalg.solve(kernel.between(points) + settings.noise * np.eye(len(values)), wanted)
+    scores = start.copy()
+    for point, row in zip(points, weights.astype(np.float32), strict=True):
+        box, likeness = kernel.around(point)  # one at a time: a hundred volumes of a CT fill no memory
+        for label in np.flatnonzero(row):
+            scores[(label, *box)] += row[label] * likeness
     updated = torch.softmax(torch.from_numpy(scores), dim=0)
     kept = _near_clicks(probabilities.as_tensor(), updated, points)
     return MetaTensor(kept, affine=probabilities.affine)
@@ -106,21 +111,33 @@ def _listed(clicks: Clicks, shape: tuple[int, ...], labels: int) -> tuple[list[t
     return list(found), list(found.values())
 
 
-def _kernels(points: Sequence[tuple[int, ...]], image: MetaTensor, settings: ClickSettings) -> Array:
-    """(clicks, *grid): likeness of every voxel to each clicked one, 1 at the click."""
-    looks = np.stack([gaussian_filter(c, settings.smoothing) for c in image.as_tensor().float().numpy()])
-    scale = looks.reshape(len(looks), -1).std(axis=1).clip(min=1e-6) * settings.contrast
-    looks /= scale.reshape(-1, *([1] * (looks.ndim - 1)))
-    spacing = spacing_of(image)
-    reach = settings.reach * float(np.mean([n * s for n, s in zip(image.shape[1:], spacing, strict=True)]))
-    axes = [np.arange(n, dtype=np.float32) * s / reach for n, s in zip(image.shape[1:], spacing, strict=True)]
-    kernels = []
-    for point in points:
-        apart = [(axis - axis[i]) ** 2 for axis, i in zip(axes, point, strict=True)]
-        distance = sum(np.expand_dims(a, [k for k in range(len(axes)) if k != n]) for n, a in enumerate(apart))
-        unlike = ((looks - looks[(slice(None), *point)].reshape(-1, *([1] * len(axes)))) ** 2).mean(axis=0)
-        kernels.append(np.exp(-0.5 * (distance + unlike)).astype(np.float32))
-    return np.stack(kernels)
+class _Kernel:
+    """Likeness of voxels to clicked ones, by place and by looks: 1 at the click."""
+
+    def __init__(self, image: MetaTensor, settings: ClickSettings) -> None:
+        looks = np.stack([gaussian_filter(c, settings.smoothing) for c in image.as_tensor().float().numpy()])
+        scale = looks.reshape(len(looks), -1).std(axis=1).clip(min=1e-6) * settings.contrast
+        self.looks = looks / scale.reshape(-1, *([1] * (looks.ndim - 1)))
+        shape, spacing = image.shape[1:], spacing_of(image)
+        reach = settings.reach * float(np.mean([n * s for n, s in zip(shape, spacing, strict=True)]))
+        self.axes = [np.arange(n, dtype=np.float32) * s / reach for n, s in zip(shape, spacing, strict=True)]
+
+    def between(self, points: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+        """(clicks, clicks): likeness of clicked voxels to each other."""
+        where = np.array([[axis[i] for axis, i in zip(self.axes, p, strict=True)] for p in points], np.float64)
+        looks = np.array([self.looks[(slice(None), *p)] for p in points], np.float64)
+        apart = ((where[:, None] - where[None]) ** 2).sum(-1) + ((looks[:, None] - looks[None]) ** 2).mean(-1)
+        return np.asarray(np.exp(-0.5 * apart))
+
+    def around(self, point: tuple[int, ...]) -> tuple[tuple[slice, ...], Array]:
+        """The box that a click reaches, and the likeness of its voxels to the clicked one."""
+        near = [np.flatnonzero(np.abs(axis - axis[i]) <= FARTHEST) for axis, i in zip(self.axes, point, strict=True)]
+        box = tuple(slice(int(n[0]), int(n[-1]) + 1) for n in near)
+        apart = [(axis[part] - axis[i]) ** 2 for axis, part, i in zip(self.axes, box, point, strict=True)]
+        distance = sum(np.expand_dims(a, [k for k in range(len(apart)) if k != n]) for n, a in enumerate(apart))
+        here = self.looks[(slice(None), *point)].reshape(-1, *([1] * len(apart)))
+        unlike = ((self.looks[(slice(None), *box)] - here) ** 2).mean(axis=0)
+        return box, np.exp(-0.5 * (distance + unlike)).astype(np.float32)
 
 
 def _near_clicks(before: torch.Tensor, after: torch.Tensor, points: Sequence[tuple[int, ...]]) -> torch.Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter
 
 from medseg.errors import UnusableInputError
 from medseg.inference.clicks import ClickSettings, correct
@@ -50,6 +53,48 @@ def test_every_click_is_obeyed_even_beside_an_opposite_one() -> None:
 
     mask = result.as_tensor().argmax(dim=0).numpy()
     assert [mask[5, 8, 5], mask[6, 9, 6], mask[5, 8, 6], mask[21, 2, 2]] == [0, 0, 1, 1]
+
+
+def test_clicks_act_as_the_posterior_mean_of_all_voxels_at_once() -> None:
+    probabilities, image, _ = scene()
+    settings = ClickSettings()
+    points, values = [(17, 9, 6), (5, 8, 5), (16, 6, 4)], [1, 0, 1]
+
+    got = correct(probabilities, image, {1: [points[0], points[2]], 0: [points[1]]}, settings).as_tensor()
+
+    looks = gaussian_filter(image[0].numpy(), settings.smoothing)
+    looks = looks / looks.std()
+    place = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")) * np.array([1, 1, 2]).reshape(
+        3, 1, 1, 1
+    )
+    place = place / (settings.reach * np.mean([24, 20, 24]))
+    kernels = [
+        np.exp(-0.5 * (((place - place[(slice(None), *p)].reshape(3, 1, 1, 1)) ** 2).sum(0) + (looks - looks[p]) ** 2))
+        for p in points
+    ]
+    start = np.log(probabilities.numpy().clip(settings.floor))
+    wanted = np.zeros((3, 2))
+    for row, (p, value) in enumerate(zip(points, values, strict=True)):
+        wanted[row, value] = max(0, settings.margin + start[(1 - value, *p)] - start[(value, *p)])
+    between = np.array([[k[p] for p in points] for k in kernels])
+    weights = np.linalg.solve(between + settings.noise * np.eye(3), wanted)
+    scores = start + np.einsum("kc,kxyz->cxyz", weights, np.stack(kernels))
+    slow = torch.softmax(torch.from_numpy(scores).float(), dim=0)
+    changed = got.argmax(0) != probabilities.argmax(0)
+    assert changed.any()
+    torch.testing.assert_close(got[:, changed], slow[:, changed], atol=2e-3, rtol=0)
+
+
+def test_many_clicks_need_the_memory_of_a_few_volumes() -> None:
+    probabilities, image, _ = scene()
+    clicks = [[int(i) for i in np.unravel_index(n * 57, SHAPE)] for n in range(100)]
+
+    tracemalloc.start()
+    correct(probabilities, image, {1: clicks})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 25 * 4 * np.prod(SHAPE)  # a stack of all kernels alone would be 100 volumes of float32
 
 
 def test_without_clicks_nothing_changes() -> None:

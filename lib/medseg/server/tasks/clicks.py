@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,16 +67,15 @@ class ClickInfer(MedsegInfer):
         labels = loaded.predictor.method.labels
         clicks, label = clicks_of(request, labels)
         prediction = self._base(loaded, case)
-        if prediction.probabilities is None:
+        if prediction.probabilities is None or prediction.mask is None:
             raise MedsegError(f"{self.method} gives no probabilities, so that clicks cannot correct it")
-        probabilities = prediction.probabilities
         if clicks:
-            probabilities = correct(probabilities, read_image(case.image), clicks)
-        if self.single and label is not None:
-            chosen = (probabilities.as_tensor().argmax(dim=0, keepdim=True) == label).to(torch.uint8)
-            mask = MetaTensor(chosen, affine=probabilities.affine)
-            return Prediction(probabilities, warnings=prediction.warnings, mask=mask)
-        return Prediction(probabilities, warnings=prediction.warnings)
+            prediction = corrected(prediction, read_image(case.image), clicks)
+        if not self.single or label is None:
+            return prediction
+        assert prediction.mask is not None
+        chosen = (prediction.mask.as_tensor() == label).to(torch.uint8)
+        return replace(prediction, mask=MetaTensor(chosen, affine=prediction.mask.affine))
 
     def _base(self, loaded: Loaded, case: Case) -> Prediction:
         key = (loaded.version, loaded.device, case.id, case_stamp(case.without_label()))
@@ -87,6 +87,27 @@ class ClickInfer(MedsegInfer):
                 for old in list(self._predictions)[:-KEPT]:
                     del self._predictions[old]
         return found
+
+
+def corrected(prediction: Prediction, image: MetaTensor, clicks: Mapping[int, list[list[int]]]) -> Prediction:
+    """A prediction with clicks: its mask changes where they change the most probable class, and nowhere else.
+
+    A method may decide its mask in a way of its own (the largest piece, organs before lesions). The probabilities are
+    made to agree with it first, so that a click corrects what the annotator sees. Measurements, points and lines were
+    of the uncorrected mask.
+    """
+    assert prediction.probabilities is not None
+    assert prediction.mask is not None
+    shown = prediction.mask.as_tensor().long()
+    prob = prediction.probabilities.as_tensor().float()
+    best, index = prob.max(dim=0, keepdim=True)
+    agreeing = prob.scatter(0, index, prob.gather(0, shown)).scatter(0, shown, best)
+    start = MetaTensor(agreeing, affine=prediction.probabilities.affine)
+    after = correct(start, image, clicks)
+    changed = after.as_tensor().argmax(dim=0, keepdim=True)
+    same = changed == agreeing.argmax(dim=0, keepdim=True)
+    mask = MetaTensor(torch.where(same, shown, changed).to(torch.uint8), affine=prediction.mask.affine)
+    return replace(prediction, probabilities=after, mask=mask, measurements={}, markups=())
 
 
 def clicks_of(request: Mapping[str, Any], labels: Mapping[str, int]) -> tuple[dict[int, list[list[int]]], int | None]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medseg.errors import UnusableInputError
+from medseg.methods.base import Measurement, Prediction
 from medseg.server.app import MedsegApp
-from medseg.server.tasks.clicks import clicks_of
+from medseg.server.tasks.clicks import clicks_of, corrected
 from medseg.transforms.io import read_mask
 
 LABELS = {"liver": 1, "left lung": 2}
@@ -70,6 +72,28 @@ def test_clicks_are_obeyed_and_the_prediction_is_computed_once(trained_app: Meds
 
     assert first[inside] == second[inside] == 1
     assert second[outside] == 0
+
+
+def test_clicks_change_what_the_annotator_sees_and_keep_the_rest() -> None:
+    """A method that decides lungs before lesions, as dRAM, and tells the domain: argmax is background everywhere."""
+    prob = torch.tensor([0.4, 0.35, 0.25]).reshape(3, 1, 1).repeat(1, 24, 24)
+    shown = torch.ones(1, 24, 24, dtype=torch.uint8)
+    shown[:, 20:] = 2
+    told = {"warnings": ("look twice",), "labels": {"lung": 1}, "facts": {"domain": "knee"}}
+    prediction = Prediction(MetaTensor(prob), mask=MetaTensor(shown), measurements={"x": Measurement(1, "%")}, **told)
+    image = MetaTensor(torch.zeros(1, 24, 24))
+
+    background = corrected(prediction, image, {0: [[2, 2]]})
+    held = corrected(prediction, image, {1: [[2, 2]]})
+
+    assert background.mask is not None
+    assert held.mask is not None
+    assert background.mask[0, 2, 2] == 0
+    assert torch.equal(background.mask[:, 16:].as_tensor(), shown[:, 16:])
+    assert 0 < int((background.mask == 0).sum()) < 200
+    assert torch.equal(held.mask.as_tensor(), shown)
+    assert (background.warnings, background.labels, background.facts) == tuple(told.values())
+    assert background.measurements == {}  # they were of the mask before
 
 
 def test_deepgrow_answers_with_one_label(trained_app: MedsegApp) -> None:
