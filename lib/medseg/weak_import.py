@@ -36,13 +36,17 @@ def read_weak_table(file: Path, images: Mapping[str, Path]) -> dict[str, TableRo
 
 
 def merged(before: WeakLabels | None, row: TableRow) -> WeakLabels | None:
-    """What was known of an image with a row over it: kinds of labels that the row has replace those from before."""
+    """What was known of an image with a row over it: kinds of labels that the row has replace those from before.
+
+    Source and author are those of the extents, and change with them, both together.
+    """
     if row.weak is None:
         return before
     said = {key: value for key, value in row.weak.model_dump().items() if value not in (None, {})}
     said.pop("landmark_unit" if not row.weak.landmarks else "", None)
     old = before.model_dump() if before else {}
     if "extent" in said or "scores" in said:  # one reading of the extents, not a mixture of two
-        old.pop("extent", None)
-        old.pop("scores", None)
+        old = {key: value for key, value in old.items() if key not in ("extent", "scores", "source", "by")}
+    elif old.get("source") or old.get("by"):
+        said = {key: value for key, value in said.items() if key not in ("source", "by")}
     return WeakLabels.model_validate({**old, **said})

@@ -116,7 +116,7 @@ def read_table(file: Path, images: Mapping[str, Path]) -> dict[str, TableRow]:
             raise UnusableInputError(f"{where} has {len(cells)} cells, but the header has {len(columns.names)}")
         name, place = cells[columns.image], f"{where}, column {columns.names[columns.image]!r}"
         if name not in known:
-            reason = f"there is no image {name!r} in {file.parent / 'images'}"
+            reason = f"there is no image {name!r} among the {len(images)} that are known"
             raise UnusableInputError(f"{place}: {reason}; give a file name or id, or remove the row")
         if other := rows.get(known[name]):
             raise UnusableInputError(f"{place}: image {name!r} already has a row, {other.where}; keep one of them")

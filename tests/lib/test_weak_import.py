@@ -71,4 +71,14 @@ def test_a_row_replaces_the_extents_and_leaves_the_rest(tmp_path: Path) -> None:
     assert weak.extent == {"3": 7.0}
     assert weak.scores == {}
     assert weak.angles == {"x": 3.0}
-    assert (weak.source, weak.by) == ("table", "ann")
+    assert (weak.source, weak.by) == ("table", None)  # nobody signed the new extents
+
+
+def test_a_row_without_extents_leaves_their_source_and_author(tmp_path: Path) -> None:
+    before = WeakLabels(extent={"1": 5}, source="mask", by="ann")
+    rows = read_weak_table(table(tmp_path, "image,by,domain,angle_1", "a,eve,T1,", "b,eve,,12"), IMAGES)
+
+    weak, alone = merged(before, rows["a"]), merged(None, rows["b"])
+
+    assert weak == WeakLabels(extent={"1": 5}, source="mask", by="ann", domain="T1")
+    assert alone == WeakLabels(angles={"angle_1": 12}, source="table", by="eve")

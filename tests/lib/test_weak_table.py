@@ -103,7 +103,10 @@ GOOD = "a,,10,20,1,2\n"
         ("b,,10,20,,2", r"line 3, column 'x0' is empty; fill it, or empty the whole point '0'"),
         ("b,,10,20,1", r"line 3 has 5 cells, but the header has 6"),
         ("b,,10,20,1,2,3", r"line 3 has 7 cells, but the header has 6"),
-        ("d.png,,10,20,1,2", r"line 3, column 'image': there is no image 'd\.png' in .*images; .*remove the row"),
+        (
+            "d.png,,10,20,1,2",
+            r"line 3, column 'image': there is no image 'd\.png' among the 3 that are known; .*remove the row",
+        ),
         ("b.jpg,,10,20,1,2", r"line 3, column 'image': there is no image 'b\.jpg'"),
         (",,10,20,1,2", r"line 3, column 'image': there is no image ''"),
         ("a.png,,10,20,1,2", r"line 3, column 'image': image 'a\.png' already has a row, .*labels\.csv line 2"),

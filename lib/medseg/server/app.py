@@ -23,6 +23,7 @@ from medseg.methods import method_class
 from medseg.server.datastore import MedsegDatastore
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.dicom.setup import open_archive
+from medseg.server.intake import FINAL
 from medseg.server.settings import AppSettings
 from medseg.server.tasks.auto_scoring import AutoScoring
 from medseg.server.tasks.batch import MedsegBatchInfer
@@ -206,7 +207,7 @@ class MedsegApp(MONAILabelApp):
         self.study.leases.release(image_id)
         store = self.datastore()
         remarks = store.saved_remarks(image_id) if isinstance(store, MedsegDatastore) else []
-        derive_weak(self.study, image_id)
+        derive_weak(self.study, image_id, str(store.get_label_info(image_id, FINAL).get("author", "")))
         for remark in remarks:
             logger.info("label of %s: %s", image_id, remark)
         return {"remarks": remarks, "labelled": len(self.study.labelled()), "unlabelled": len(self.study.unlabelled())}

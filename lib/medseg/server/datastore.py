@@ -25,6 +25,7 @@ from medseg.server.journal import make_entry, now
 from medseg.server.label_file import image_grid
 from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
 from medseg.server.store import Snapshot, StudyStore
+from medseg.server.weak_regions import check_weak_regions
 
 
 class MedsegDatastore(LocalDatastore):
@@ -138,10 +139,13 @@ class MedsegDatastore(LocalDatastore):
 
         Raises:
             NotFoundError: no such image.
-            UnusableInputError: names the field of `weak` that is wrong.
+            UnusableInputError: names the field of `weak` that is wrong, or a region that the region mask does not have.
         """
         identifier = check_image_id(image_id)
         values = clean_image_info(info, identifier)
+        self._find(identifier)
+        if values.get("weak"):
+            check_weak_regions(self, identifier, values["weak"])
         with self._store.writing():
             self._find(identifier)
             self._store.commit(make_entry("image_info", image=identifier, info=values, author=signer(values)))

@@ -7,19 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from medseg.errors import MedsegError, UnusableInputError
+from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.server.tasks.study import Study
-from medseg.transforms.io import read_mask
+from medseg.server.weak_regions import check_regions, region_ids
 from medseg.weak import WeakLabels, parse_weak
 from medseg.weak_import import merged, read_weak_table
 from medseg.weak_table import TableRow
 
 logger = logging.getLogger(__name__)
-
-REGIONS = "regions"
 
 
 def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> list[str]:
@@ -43,7 +39,7 @@ def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> li
         before = _present(datastore, identifier)
         if only_missing and before and (before.extent or before.scores):
             continue
-        _check_regions(datastore, identifier, row)
+        _check_row(datastore, identifier, row)
         weak = merged(before, row)
         info = {"weak": weak.model_dump(mode="json", exclude_none=True)} if weak else {}
         changes[identifier] = {**info, **({"patient": row.patient} if row.patient else {})}
@@ -80,19 +76,11 @@ def _present(datastore: Any, identifier: str) -> WeakLabels | None:
     return parse_weak(info["weak"], f"image {identifier}") if info.get("weak") else None
 
 
-def _check_regions(datastore: Any, identifier: str, row: TableRow) -> None:
-    """Refuse a region by number that the image's region mask, where there is one, does not have."""
-    label = datastore.get_label_by_image_id(identifier, REGIONS)
-    uri = datastore.get_label_uri(label, REGIONS) if label else ""
-    if not uri:
-        return
-    ids = {int(i) for i in np.unique(read_mask(Path(uri)).numpy()) if i > 0}
-    if len(ids) == 1:
-        return  # a lung mask, from which six regions follow
+def _check_row(datastore: Any, identifier: str, row: TableRow) -> None:
+    """Refuse regions that the image's region mask, where there is one, does not have; the column is named."""
+    ids = region_ids(datastore, identifier)
     for kind, column in (("extent", "extent"), ("scores", "score")):
-        for region in row.labels[kind]:
-            if region.isdigit() and int(region) not in ids:
-                raise UnusableInputError(
-                    f"{row.where}, column '{column}_{region}': there is no region {region} in the region mask of "
-                    f"{identifier}, which has {', '.join(map(str, sorted(ids)))}; correct the column or the mask"
-                )
+        values = row.labels[kind]
+        for region, value in values.items():
+            check_regions({region: value}, ids, f"{row.where}, column '{column}_{region}'")
+        check_regions(values, ids, row.where)

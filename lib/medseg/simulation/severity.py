@@ -17,6 +17,7 @@ from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Method
 from medseg.simulation.annotator import Annotator
+from medseg.transforms.grid import to_canonical, to_grid
 from medseg.transforms.io import read_mask, write_volume
 from medseg.transforms.regions import split_thirds
 
@@ -45,15 +46,23 @@ def severity_of(
     if regions is None:
         if len(labels) < 2:
             return None
-        mask = read_mask(truth)
-        thirds = split_thirds((mask.as_tensor()[0] > 0).numpy())
         regions = folder / f"{case.id}.nii.gz"
-        write_volume(regions, MetaTensor(torch.from_numpy(thirds)[None], affine=mask.affine))
+        write_volume(regions, thirds_of(read_mask(truth)))
     weak = kind.derive_weak(replace(case, label=truth, regions=regions, weak=None, names=None), labels)
     if weak is None or not weak.extent:
         return None
     extent = {region: round(value) for region, value in weak.extent.items() if not isinstance(value, tuple)}
     return regions, {"extent": extent, "source": "reader", "by": "simulated reader"}
+
+
+def thirds_of(mask: MetaTensor) -> MetaTensor:
+    """Six thirds of the lungs, which are all labels of a mask (1, *grid) together, on the mask's own grid.
+
+    Left, right, lower and upper are those of the body, however the file's axes run.
+    """
+    canonical = to_canonical(mask)
+    thirds = split_thirds((canonical.as_tensor()[0] > 0).numpy())
+    return to_grid(MetaTensor(torch.from_numpy(thirds)[None], affine=canonical.affine), mask, mode="nearest")
 
 
 def type_severity(annotator: Annotator, image: str, regions: Path, weak: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ LOBES = {
     },
 }  # fmt: skip
 SCHEMES: Mapping[str, Mapping[str, int]] = {"thirds": THIRDS, "sides": SIDES, **LOBES}
+
+Value = TypeVar("Value")
 
 AIR = -320.0  # HU; ours: half-way between aerated lung and soft tissue, the usual cut of threshold-based lung masks
 LUNG_SHARE = 0.005  # ours: a component below this share of the volume is no lung
@@ -133,6 +135,33 @@ def region_id(key: str, present: Mapping[int, str] | None, where: str) -> int:
             f"{where}: there is no region {key!r} in the region mask; it has {there or 'no region'}"
         )
     return index
+
+
+def by_region(values: Mapping[str, Value], present: Mapping[int, str] | None, where: str) -> dict[int, Value]:
+    """What was said of regions by number or name, by id; arguments as of `region_id`.
+
+    Raises:
+        UnusableInputError: no such region, or two different values for one region.
+    """
+    found: dict[int, tuple[str, Value]] = {}
+    for key, value in values.items():
+        index = region_id(key, present, where)
+        other, before = found.setdefault(index, (key, value))
+        if before != value:
+            raise UnusableInputError(f"{where}: {other!r} and {key!r} are one region, but say {before} and {value}")
+    return {index: value for index, (_, value) in found.items()}
+
+
+def possible_names(ids: Sequence[int]) -> list[dict[int, str]]:
+    """Ids and names of the regions that a mask with these ids may stand for: one for every scheme that knows them all.
+
+    A mask with one id may be a lung mask, which is split; see `name_regions`.
+    """
+    schemes = [name for name, names in SCHEMES.items() if set(ids) <= set(names.values())]
+    if len(ids) == 1:
+        split = [region_names(tuple(names.values()), name) for name, names in (("thirds", THIRDS), ("sides", SIDES))]
+        return [*split, *(region_names(ids, name) for name in schemes if name in LOBES)]
+    return [region_names(ids), *(region_names(ids, name) for name in schemes)]
 
 
 def _two_components(lungs: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:

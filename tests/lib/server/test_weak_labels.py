@@ -52,15 +52,54 @@ def test_nothing_is_half_imported(study: Path) -> None:
     assert "weak" not in store.get_image_info("c0")
 
 
-def test_a_region_that_the_mask_does_not_have(study: Path) -> None:
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        (
+            "extent_1,extent_9",
+            r"line 3, column 'extent_9': there is no region '9'.*1 \(left_lower\), 2.*6 \(right_upper\)",
+        ),
+        ("extent_1,extent_left_lowr", "line 3, column 'extent_left_lowr': there is no region 'left_lowr'"),
+        ("extent_1,score_left", "line 3, column 'score_left': there is no region 'left'"),
+        ("extent_1,extent_left_lower", "line 3: '1' and 'left_lower' are one region, but say 10.0 and 5.0"),
+    ],
+)
+def test_a_region_that_the_mask_does_not_have(study: Path, columns: str, reason: str) -> None:
     store = MedsegDatastore(study)
     chest = make_chest(1, (24, 20, 8))
     store.save_label("c1", str(write_grid(study.parent / "r.nii.gz", chest.regions, chest.affine)), "regions", {})
 
-    with pytest.raises(UnusableInputError, match=r"line 3, column 'extent_9': there is no region 9.*1, 2, 3, 4, 5, 6"):
-        import_weak(store, table(study, "image,extent_1,extent_9", "c0,10,5", "c1,10,5"))
+    with pytest.raises(UnusableInputError, match=reason):
+        import_weak(store, table(study, f"image,{columns}", "c0,10,5", "c1,10,5"))
 
     assert "weak" not in store.get_image_info("c0")
+
+
+def test_an_info_is_checked_against_the_region_mask(study: Path) -> None:
+    store = MedsegDatastore(study)
+    chest = make_chest(1, (24, 20, 8))
+    lungs = (chest.regions > 0).astype(np.uint8)
+    store.save_label("c1", str(write_grid(study.parent / "r.nii.gz", lungs, chest.affine)), "regions", {})
+
+    store.update_image_info("c0", {"weak": {"extent": {"anything": 5}}})  # no region mask, nothing to check with
+    for extent in ({"left_lower": 5}, {"right": [5, 10]}, {"6": 5}):  # a lung mask is split, by thirds or sides
+        store.update_image_info("c1", {"weak": {"extent": extent}})
+    with pytest.raises(UnusableInputError, match="image c1: there is no region 'left_lowr'"):
+        store.update_image_info("c1", {"weak": {"extent": {"left_lowr": 5}}})
+    with pytest.raises(UnusableInputError, match="image c1: there is no region '7'"):
+        store.update_image_info("c1", {"weak": {"scores": {"7": 5}}})
+    assert store.get_image_info("c1")["weak"]["extent"] == {"6": 5}
+
+
+def test_lobes_by_any_scheme_that_fits(study: Path) -> None:
+    store = MedsegDatastore(study)
+    chest = make_chest(1, (24, 20, 8))
+    lobes = np.where(chest.regions > 5, 5, chest.regions).astype(np.uint8)
+    store.save_label("c1", str(write_grid(study.parent / "r.nii.gz", lobes, chest.affine)), "regions", {})
+
+    store.update_image_info("c1", {"weak": {"extent": {"left_upper": 5, "right_middle": 10}}})
+    with pytest.raises(UnusableInputError, match=r"no region 'left_uper'.*1 \(left_"):
+        store.update_image_info("c1", {"weak": {"extent": {"left_uper": 5, "right_middle": 10}}})
 
 
 def test_at_start_only_what_is_missing_is_filled(study: Path) -> None:

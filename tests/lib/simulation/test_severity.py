@@ -16,6 +16,7 @@ from medseg.phantoms.study import write_grid
 from medseg.simulation import severity
 from medseg.simulation.severity import severity_of, type_severity
 from medseg.transforms.io import read_mask
+from medseg.transforms.regions import THIRDS
 
 
 def case_and_truth(folder: Path) -> tuple[Case, Path]:
@@ -37,6 +38,22 @@ def test_regions_and_whole_per_cents_of_the_truth(tmp_path: Path) -> None:
     assert weak["extent"]["left_lower"] == round(true[1])
     assert weak["extent"]["right_upper"] == round(true[6])
     assert weak["source"] == "reader"
+
+
+def test_regions_are_those_of_the_body_whatever_the_files_axes(tmp_path: Path) -> None:
+    chest = make_chest(0, (24, 20, 9))
+    flipped = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flipped[:2, 3] = np.array(chest.mask.shape[:2]) - 1
+    affine = chest.affine @ flipped  # LPS
+    image = write_grid(tmp_path / "lps.nii.gz", chest.image[::-1, ::-1], affine)
+    truth = write_grid(tmp_path / "lps_truth.nii.gz", chest.mask[::-1, ::-1], affine)
+
+    found = severity_of(Case("lps", image), truth, LABELS, DRAM, tmp_path / "regions")
+
+    assert found is not None
+    regions, weak = found
+    assert np.array_equal(read_mask(regions)[0].numpy(), chest.regions[::-1, ::-1])
+    assert weak["extent"] == {name: round(true_percent(chest)[index]) for name, index in THIRDS.items()}
 
 
 def test_nothing_is_typed_for_methods_that_derive_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from medseg.weak import WeakLabels
 
 
 def derive_extents(case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
-    """Percentages per region of a case with a mask, `source` "mask"; other weak labels of the case stay.
+    """Percentages per region of a case with a mask, `source` "mask", by nobody yet; the case's other weak labels stay.
 
     Regions come from the region mask, else from the mask's lungs, if a label is called so; None where neither is there.
     """
@@ -31,4 +31,4 @@ def derive_extents(case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
     percent = measured_percent(facts.lesion.as_tensor()[0].numpy() > 0, facts.regions.as_tensor()[0].numpy())
     before = case.weak.model_dump() if case.weak else {}
     extent = {facts.names.get(index) or str(index): round(value, 3) for index, value in percent.items()}
-    return WeakLabels.model_validate({**before, "extent": extent, "scores": {}, "source": "mask"})
+    return WeakLabels.model_validate({**before, "extent": extent, "scores": {}, "source": "mask", "by": None})

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.errors import UnusableInputError
-from medseg.transforms.regions import region_id
+from medseg.transforms.regions import by_region
 from medseg.weak import WeakLabels
 
 SLOTS = 33
@@ -46,11 +46,6 @@ class Extents:
         """Note an interval of shares."""
         self.low[region], self.high[region], self.weight[region] = low, high, weight
 
-    @property
-    def known(self) -> torch.Tensor:
-        """(SLOTS,) bool."""
-        return self.weight > 0
-
     def stacked(self) -> torch.Tensor:
         """(3, SLOTS): low, high, weight."""
         return torch.stack([self.low, self.high, self.weight])
@@ -63,12 +58,10 @@ class ExtentRule:
     Attributes:
         table: per cent where the scores 0..5 begin and end, 7 ascending numbers from 0 to 100.
         tolerance: half-width that an exact percentage gets, in points; small extents get a fifth of themselves.
-        weights: weight by source.
     """
 
     table: tuple[float, ...] = SCORE_TABLES["covid"]
     tolerance: float = 1.0  # dRAM card sec. 6: the released band of +- 0.01
-    weights: Mapping[str, float] = field(default_factory=dict)
 
     def exact(self, percent: float) -> tuple[float, float]:
         """The interval of a percentage, as shares; nothing is exactly nothing."""
@@ -115,17 +108,16 @@ def extents_of_weak(weak: WeakLabels, names: Mapping[int, str], rule: ExtentRule
         where: named in errors.
 
     Raises:
-        UnusableInputError: an extent for a region that is not there.
+        UnusableInputError: an extent for a region that is not there, or two different ones for one region.
     """
     found = Extents(source=weak.source or "")
-    weight = rule.weights.get(found.source, 1.0)
-    for key, score in weak.scores.items():
-        found.tell(region_id(key, names, where), *rule.score(score), weight)
-    for key, value in weak.extent.items():
+    for region, score in by_region(weak.scores, names, where).items():
+        found.tell(region, *rule.score(score))
+    for region, value in by_region(weak.extent, names, where).items():
         interval = rule.exact(value) if not isinstance(value, tuple) else (value[0] / 100, value[1] / 100)
         if interval[0] == interval[1]:
             interval = rule.exact(100 * interval[0])
-        found.tell(region_id(key, names, where), *interval, weight)
+        found.tell(region, *interval)
     return found
 
 
@@ -148,7 +140,6 @@ def extents_of_mask(percent: Mapping[int, float], rule: ExtentRule, kind: str, n
         case: its id; the noise of a case is always the same.
     """
     found = Extents(source="mask")
-    weight = rule.weights.get("mask", 1.0)
     for region, value in percent.items():
         if kind == "score":
             interval = rule.score(rule.score_of(value))
@@ -157,7 +148,7 @@ def extents_of_mask(percent: Mapping[int, float], rule: ExtentRule, kind: str, n
             interval = (told * (1 - noise) / 100, min(told * (1 + noise) + 1.0, 100.0) / 100)
         else:
             interval = rule.exact(value)
-        found.tell(region, *interval, weight)
+        found.tell(region, *interval)
     return found
 
 

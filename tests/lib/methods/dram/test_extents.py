@@ -40,18 +40,17 @@ def test_small_extents_have_small_tolerance_and_nothing_is_exactly_nothing() -> 
     assert rule.exact(100.0)[1] == 1
 
 
-def test_source_weighs() -> None:
-    rule = ExtentRule(weights={"reader": 0.5})
-
-    assert float(told({"extent": {"2": 5}, "source": "reader"}, rule)[2, 2]) == 0.5
-    assert float(told({"extent": {"2": 5}, "source": "table"}, rule)[2, 2]) == 1.0
-
-
 def test_a_region_that_is_not_there() -> None:
     with pytest.raises(
         UnusableInputError, match=r"image x: there is no region '9' in the region mask; it has 1 \(left"
     ):
         told({"extent": {"9": 5}})
+
+
+def test_one_region_by_number_and_by_name() -> None:
+    assert told({"extent": {"1": 5, "left_lower": 5}})[2].nonzero()[:, 0].tolist() == [1]
+    with pytest.raises(UnusableInputError, match=r"image x: '1' and 'Left lower' are one region, but say 5\.0 and 40"):
+        told({"extent": {"1": 5, "Left lower": 40}})
 
 
 @pytest.mark.parametrize(("percent", "score"), [(0, 0), (0.99, 0), (1, 1), (24.9, 2), (25, 3), (75, 5), (100, 5)])
