@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 
@@ -11,6 +12,16 @@ def test_import_contracts_hold(root: Path) -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([linter, "--no-logo"], cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+def test_only_two_folders_may_know_monai_label(root: Path) -> None:
+    """The floors are exhaustive by themselves; a contract that forbids has to name whom it binds."""
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (contract for contract in contracts if contract.get("forbidden_modules") == ["monailabel"])
+    entries = (root / "lib" / "medseg").iterdir()
+    there = {f"medseg.{path.stem}" for path in entries if path.suffix == ".py" or (path / "__init__.py").exists()}
+    free = {"medseg.server", "medseg.simulation", "medseg.__init__", "medseg.__main__"}
+    assert set(contract["source_modules"]) == there - free
 
 
 def test_nothing_in_the_package_imports_the_apps(root: Path) -> None:
