@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -63,10 +62,17 @@ def bench(
 ) -> None:
     """A method beside its baselines and ablations at equal budget; writes summary.json and report.html.
 
-    METHOD `session` measures instead how long an annotator waits at each step of a session with a real server.
+    METHOD `session` measures instead how long an annotator waits at each step of a session with a real server; of the
+    options it takes --data, --out, --device and --set.
     """
     if method == "session":
-        _bench_session(data, out, set_)
+        others = {
+            "--preset": preset, "--arms": arms, "--task": task, "--labelled": labelled, "--scale": scale,
+            "--iterations": iterations, "--seeds": seeds, "--held-out": held_out, "--folds": folds, "--jobs": jobs,
+        }  # fmt: skip
+        if given := [name for name, value in others.items() if value not in (None, "")]:
+            raise MedsegError(f"bench session has no {', '.join(given)}; method settings go by --set key=value")
+        _bench_session(data, out, device, set_)
         return
     from medseg.benchmark.runner import BenchmarkRequest, run_benchmark
 
@@ -147,12 +153,11 @@ def simulate(
     typer.echo(f"{out}/summary.json and {out}/report.html are written")
 
 
-def _bench_session(data: list[Path], out: Path, settings: list[str]) -> None:
+def _bench_session(data: list[Path], out: Path, device: str | None, settings: list[str]) -> None:
     from medseg.simulation.session import SessionBench, bench_session
 
-    bench = SessionBench(tuple(data), out)
-    summary = bench_session(replace(bench, settings=",".join(settings)) if settings else bench)
+    summary = bench_session(SessionBench(tuple(data), out, settings=tuple(settings), device=device))
     for name, arm in summary["arms"].items():
         spread = f"± {arm['sd']:.2f}, median {arm['median']:.2f}, n = {len(arm['values'])}"
         typer.echo(f"{name:>20}  {arm['mean']:7.2f} s  {spread}")
-    typer.echo(f"{out}/summary.json is written")
+    typer.echo(f"{out}/summary.json and {out}/report.html are written")
