@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medseg.benchmark.arms import arm_config, choose_arms
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A planned benchmark: its request, the chosen group and arms, the folds and all trials."""
+    """A planned benchmark: its request, the chosen arms, the folds, all trials, and the group of every case."""
 
     request: BenchmarkRequest
     group_name: str
@@ -33,6 +33,7 @@ class Benchmark:
     arms: tuple[str, ...]
     folds: tuple[BenchmarkSplit, ...]
     trials: tuple[Trial, ...]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def of_arm(self, arm: str) -> dict[int, list[tuple[Trial, dict[str, Any]]]]:
         """Finished trials of an arm: seed -> the trials of all folds. A seed with an unfinished fold is left out."""
@@ -63,7 +64,7 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     ]
     trials = [replace(trial, overlays=trial.seed == common.seed) for trial in trials]
     _log_plan(request, folds, trials)
-    return Benchmark(request, group_name, group, tuple(arm.name for arm in arms), tuple(folds), tuple(trials))
+    return Benchmark(request, group_name, group, tuple(arm.name for arm in arms), tuple(folds), tuple(trials), groups)
 
 
 def complete(request: BenchmarkRequest) -> BenchmarkRequest:

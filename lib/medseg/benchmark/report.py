@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medseg.benchmark.costs import extra_blocks
 from medseg.benchmark.plan import Benchmark
 from medseg.benchmark.recorder import load_overlay
+from medseg.benchmark.tables import group_table, ratio_table
 from medseg.benchmark.trial import Trial
 from medseg.methods import method_class
 from medseg.metrics.table import higher_is_better
@@ -25,11 +27,14 @@ def write_report(path: Path, benchmark: Benchmark, summary: Mapping[str, Any]) -
     page = Page(
         title=f"Benchmark of {summary['method']}: {summary['task']}", lead=_lead(summary), facts=_facts(summary)
     )
+    if summary["remarks"]:
+        page.section("Remarks", *summary["remarks"])
     if summary["failed"]:
         page.section("Arms that failed", make_table(["arm", "reason"], summary["failed"].items()))
     if summary["arms"]:
         page.section("Arms", *_arms(summary))
-        page.section("Cases", *_cases(summary))
+        if any(arm["cases"] for arm in summary["arms"].values()):
+            page.section("Cases", *_cases(summary))
     details = _details(benchmark, summary)
     if details:
         page.section("Per arm", *details)
@@ -69,6 +74,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "Labelled": "; ".join(shlex.join(ids) for ids in summary["labelled"]) + _own_choice(summary),
         "Unlabelled": "; ".join(f"{n} cases without their masks" for n in summary["unlabelled"]),
         "Held out": f"{held_out} cases, never trained on; nothing was selected on them",
+        "Code": f"medseg {machine['medseg']}, sources {machine['code']}",
         "Machine": f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch {machine['torch']}",
     }
 
@@ -110,12 +116,16 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
         blocks.append(_difference_table(summary["differences"]))
     if summary.get("tests"):
         blocks.append(_test_table(summary["tests"]))
+    if summary["ratios"]:
+        blocks.append(ratio_table(summary["ratios"]))
+    if (by_group := group_table(summary["arms"], higher)) is not None:
+        blocks.append(by_group)
     names = list(dict.fromkeys(key for arm in summary["arms"].values() for key in arm["metrics"]))
     if names:
         all_rows = [[name, *(arm["metrics"].get(key) for key in names)] for name, arm in summary["arms"].items()]
-        best = {key: higher_is_better(key) for key in names}
+        best = {key: higher for key in names if (higher := higher_is_better(key)) is not None}
         blocks.append(make_table(["arm", *names], all_rows, best, "All metrics, mean over cases and seeds."))
-    return [*blocks, *_labelled(summary["arms"])]
+    return [*blocks, *_labelled(summary["arms"]), *extra_blocks(summary["arms"])]
 
 
 def _difference_table(differences: Mapping[str, Any]) -> Table:

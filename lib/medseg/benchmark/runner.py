@@ -53,6 +53,8 @@ def run_benchmark(request: BenchmarkRequest) -> dict[str, Any]:
         done += 1
         summary = _write(benchmark, failed)
         log.info("%d of %d runs done%s", done, len(benchmark.trials), _standing(summary))
+    for remark in summary["remarks"]:
+        log.warning("%s", remark)
     write_report(request.out / "report.html", benchmark, summary)
     if not summary["arms"]:
         arm, sentence = next(iter(failed.items()))

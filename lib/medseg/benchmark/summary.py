@@ -13,10 +13,14 @@ import torch
 
 from medseg import __version__
 from medseg.benchmark.plan import Benchmark
+from medseg.benchmark.ratios import arm_ratios, mean_over_seeds
+from medseg.benchmark.remarks import case_remarks, code_remarks
 from medseg.benchmark.trial import Trial
+from medseg.benchmark.unions import summarise_groups
 from medseg.errors import MedsegError
 from medseg.metrics.statistics import bootstrap_ci, holm, wilcoxon_p
 from medseg.metrics.table import mean_table
+from medseg.sources import code_hash
 
 
 def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -25,24 +29,28 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
     Returns:
         `metric`, `unit`, `higher_is_better`, `arms` (see `summarise_arm`), `failed` (arm -> reason), `differences` of
         every arm from the first one (paired by case, with a 95% bootstrap interval over cases), `tests` of one arm
-        against each of the others (see `paired_tests`), `complete`, and what the benchmark was made with.
+        against each of the others (see `paired_tests`), `ratios` that the group declares (see `arm_ratios`), `remarks`
+        on what keeps arms from being compared plainly, `complete`, and what the benchmark was made with.
     """
     metric = benchmark.group.metric
-    arms = {}
+    arms, tables = {}, {}
     for name in benchmark.arms:
         seeds = benchmark.of_arm(name)
         if name not in failed and seeds:
             arms[name] = summarise_arm(seeds, metric, name)
+            arms[name] |= summarise_groups(arms[name]["cases_by_seed"], benchmark.groups)
+            tables[name] = mean_over_seeds([_cases(found) for found in seeds.values()])
+    values = {name: arm["cases"] for name, arm in arms.items()}
     expected = len({trial.seed for trial in benchmark.trials})
     return {
         "metric": metric,
         "unit": benchmark.group.unit,
         "higher_is_better": benchmark.group.higher_is_better,
         "arms": arms,
-        "differences": differences({name: arm["cases"] for name, arm in arms.items()}),
-        "tests": paired_tests(
-            {name: arm["cases"] for name, arm in arms.items()}, benchmark.group.tested, patients(benchmark.trials)
-        ),
+        "differences": differences(values),
+        "tests": paired_tests(values, benchmark.group.tested, patients(benchmark.trials)),
+        "ratios": arm_ratios(benchmark.group, tables),
+        "remarks": [*code_remarks(_codes(benchmark)), *case_remarks(values)],
         "failed": dict(failed),
         "complete": all(name in arms and arms[name]["seeds"] == expected for name in benchmark.arms),
         **_made_with(benchmark),
@@ -162,6 +170,7 @@ def environment(device: str) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
         "medseg": __version__,
+        "code": code_hash(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device,
@@ -187,6 +196,12 @@ def _made_with(benchmark: Benchmark) -> dict[str, Any]:
         "settings": {trial.arm: trial.config for trial in benchmark.trials if trial.seed == first.seed},
         "environment": environment(first.device),
     }
+
+
+def _codes(benchmark: Benchmark) -> dict[str, list[str]]:
+    """Sources that made each finished run."""
+    results = {trial.name: trial.result() for trial in benchmark.trials}
+    return {name: result.get("code", []) for name, result in results.items() if result is not None}
 
 
 def _cases(found: Sequence[tuple[Trial, dict[str, Any]]]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Statistics over cases: bootstrap confidence interval, paired test with correction, rank correlation."""
+"""Statistics over cases: bootstrap confidence intervals, paired test with correction, rank correlation."""
 
 from __future__ import annotations
 
@@ -29,6 +29,36 @@ def bootstrap_ci(values: Sequence[float], seed: int = 0, level: float = 0.95, dr
     means = sample[picks].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_ratio(
+    above: Sequence[float], below: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Ratio of two means over the same cases, and its percentile bootstrap interval.
+
+    Of means, not the mean of ratios: one case with a value near 0 below would decide alone.
+
+    Args:
+        above: one number >= 0 per case.
+        below: the same cases in the same order.
+        seed: of the resampling of cases.
+        level: coverage of the interval, in (0, 1).
+        draws: number of resamples.
+
+    Returns:
+        The ratio and both ends of the interval; infinite where the mean below is 0 (1 where both are).
+
+    Raises:
+        ValueError: no values, or lists of different lengths.
+    """
+    if not len(above) or len(above) != len(below):
+        raise ValueError(f"a ratio needs two lists of one length of at least 1, got {len(above)} and {len(below)}")
+    pairs = np.asarray([above, below], dtype=float)
+    picks = np.random.default_rng(seed).integers(0, pairs.shape[1], size=(draws, pairs.shape[1]))
+    upper, lower = np.concatenate([pairs[:, picks].mean(axis=2), pairs.mean(axis=1, keepdims=True)], axis=1)
+    ratios = np.divide(upper, lower, out=np.where(upper > 0, np.inf, 1.0), where=lower > 0)
+    ends = np.quantile(ratios[:-1], [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return float(ratios[-1]), float(ends[0]), float(ends[1])
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Curves: quality over labels or rounds with a band over seeds, and loss terms over iterations."""
+"""Curves: quality over labels or rounds with a band over seeds, loss terms over iterations, costs over sizes."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def training_curves(runs: Mapping[str, Mapping[str, Curve]], title: str = "") ->
         for index, (name, run) in enumerate(runs.items()):
             if run.get(term):
                 marker = "o" if len(run[term]) == 1 else ""
-                style = {"marker": marker, "color": colour(index), "lw": 1.2, "ms": 4}
-                axes.plot(*zip(*run[term], strict=True), label=name, **style)
+                points = zip(*run[term], strict=True)
+                axes.plot(*points, marker=marker, color=colour(index), lw=1.2, ms=4, label=name)
         plain_axes(axes, "iteration", "", term)
     for axes in cells[len(terms) :]:
         axes.set_visible(False)
@@ -85,4 +85,28 @@ def training_curves(runs: Mapping[str, Mapping[str, Curve]], title: str = "") ->
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def scaling_curves(costs: Mapping[str, Mapping[str, Curve]], x: str) -> Figure:
+    """Costs over the size of the work, one small plot per cost, one line per arm, both axes logarithmic.
+
+    Args:
+        costs: name of the cost -> arm -> (size, cost) points, all above 0.
+        x: name of the horizontal axis.
+    """
+    figure, [row] = new_figure(3.8 * len(costs), 3.2, 1, len(costs))
+    arms = list(dict.fromkeys(name for curves in costs.values() for name in curves))
+    for axes, (cost, curves) in zip(row, costs.items(), strict=True):
+        for name, curve in curves.items():
+            points = [(size, value) for size, value in curve if size > 0 and value > 0]
+            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=1.5, color=colour(arms.index(name)), label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        sizes = sorted({size for curve in curves.values() for size, _ in curve})
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.minorticks_off()
+        plain_axes(axes, x, "", cost)
+    if len(arms) > 1:
+        row[0].legend(frameon=False, fontsize=9)
     return figure

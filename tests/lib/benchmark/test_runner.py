@@ -143,6 +143,35 @@ def test_seconds_of_an_arm_that_trains_by_itself_are_those_of_its_training(reque
     assert read_json(trial.out / "result.json")["code"] == ["older", code_hash()]
 
 
+def test_report_tells_the_parts_of_a_union_and_what_cannot_be_compared(request_for, pictures, tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / "more" / name).mkdir(parents=True)
+        for file in sorted((pictures / name).iterdir()):
+            (tmp_path / "more" / name / f"t{file.name[1:]}").write_bytes(file.read_bytes())
+    request = replace(request_for(pictures, seeds=1, held_out=4), data=(pictures, tmp_path / "more"))
+    arm = run_benchmark(request)["arms"]["full"]
+    kept = request.out / "runs" / "plain_seed0" / "result.json"
+    result = read_json(kept)
+    gone = result["cases"].popitem()[0]
+    write_json(kept, {**result, "code": ["older"]})
+
+    summary = run_benchmark(request)
+
+    means = {name: np.mean([v for c, v in arm["cases"].items() if c[0] == name]) for name in "st"}
+    groups = {"s": pictures.name, "t": "more"}
+    assert {group: arm["groups"][group]["mean"] for group in groups.values()} == pytest.approx(
+        {groups[name]: mean for name, mean in means.items()}
+    )
+    assert arm["over_groups"]["mean"] == pytest.approx(np.mean(list(means.values())))
+    by_code, by_cases = summary["remarks"]
+    assert f"plain_seed0 by older; full_seed0 by {code_hash()}" in by_code
+    assert f"Arm plain was judged on 3 of 4 cases, without {gone}" in by_cases
+    assert summary["differences"]["full"]["cases"] == 3
+    text = (request.out / "report.html").read_text(encoding="utf-8")
+    assert by_cases in text
+    assert "mean over groups" in text
+
+
 def test_a_region_mask_belongs_to_the_identity_of_a_trial(request_for, pictures, tmp_path):
     [trial] = plan.plan_benchmark(request_for(pictures, seeds=1, arms=("full",))).trials
     (tmp_path / "regions.png").write_bytes(b"123")

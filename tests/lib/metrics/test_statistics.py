@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from medseg.metrics.statistics import bootstrap_ci, holm, spearman, wilcoxon_p
+from medseg.metrics.statistics import bootstrap_ci, bootstrap_ratio, holm, spearman, wilcoxon_p
 
 
 def test_interval_of_one_repeated_value_is_that_value():
@@ -60,3 +60,23 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests():
 def test_holm_never_falls_and_never_exceeds_one():
     assert holm({"a": 0.01, "b": 0.011}) == pytest.approx({"a": 0.02, "b": 0.02})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_ratio_is_that_of_the_means_and_its_interval_resamples_pairs():
+    below = np.random.default_rng(0).uniform(0.1, 0.9, 50)
+
+    assert bootstrap_ratio(1.5 * below, below) == pytest.approx((1.5, 1.5, 1.5))  # pairs stay together
+    assert bootstrap_ratio([1.0, 1.0], [0.0, 2.0])[0] == 1.0  # the mean of ratios would be infinite
+    ratio, low, high = bootstrap_ratio([0.4, 0.6, 0.8], [0.2, 0.4, 0.3])
+    assert ratio == pytest.approx(2.0)
+    assert 1.5 - 1e-9 <= low < ratio < high <= 8 / 3 + 1e-9  # the lowest and the highest ratio of one case
+
+
+def test_ratio_to_nothing_is_infinite():
+    ratio, low, high = bootstrap_ratio([1.0, 1.0, 1.0], [0.0, 0.0, 0.5])
+
+    assert ratio == pytest.approx(6.0)
+    assert (low, high) == (2.0, np.inf)
+    assert bootstrap_ratio([0.0], [0.0])[0] == 1.0
+    with pytest.raises(ValueError, match="two lists of one length"):
+        bootstrap_ratio([1.0], [])

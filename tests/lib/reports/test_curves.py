@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from medseg.reports.curves import band, learning_curves, training_curves
+from medseg.reports.curves import band, learning_curves, scaling_curves, training_curves
 
 
 def test_band_counts_at_each_place_the_runs_that_reached_it():
@@ -38,3 +38,15 @@ def test_training_curves_have_one_plot_per_term():
 
 def test_training_curves_of_nothing_are_an_empty_plot():
     assert len(training_curves({}).axes) == 1
+
+
+def test_costs_over_sizes_are_lines_on_logarithmic_axes():
+    figure = scaling_curves(
+        {"seconds": {"a": [(16, 0.1), (32, 0.8)], "b": [(16, 2.0)]}, "memory": {"a": [(16, 1)]}}, "n"
+    )
+
+    seconds, memory = figure.axes
+    assert (seconds.get_title(), memory.get_title()) == ("seconds", "memory")
+    assert (seconds.get_xscale(), seconds.get_yscale()) == ("log", "log")
+    assert seconds.lines[0].get_ydata() == pytest.approx([0.1, 0.8])
+    assert [tick.get_text() for tick in seconds.get_xticklabels()] == ["16", "32"]
