@@ -342,6 +342,19 @@ class Method(ABC):
         return config
 
     @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the model in `init` that shape the network, taken where nobody set them.
+
+        Default: `width` and `norm`, where both methods have both.
+
+        Args:
+            source: the other model's settings, of this method or of another one.
+        """
+        own = {f.name for f in fields(cls.config_class)}
+        keys = {"width", "norm"}
+        return {key: source[key] for key in sorted(keys)} if keys <= own and keys <= source.keys() else {}
+
+    @classmethod
     def is_labelled(cls, case: Case) -> bool:
         """Whether a case holds what `evaluate` compares with. Default: a mask."""
         return case.label is not None

@@ -20,7 +20,7 @@
 | `auto_scoring` | score by itself after a promotion and when images come | true |
 | `upload_gb` | largest upload | 4 |
 | `cors_origins` | web origins that may use the server, comma separated | this machine |
-| `allow_remote` | answer other machines | true if `--host` was given |
+| `allow_remote` | answer other machines | true if `--host` names another address than this machine's loopback |
 | `expose_logs` | serve `/logs/`, which holds image ids and paths | false |
 | `clicks` | offer each model for correction by clicks, too | true |
 | `modalities` | modalities of a DICOMweb archive whose series are images, comma separated | CT, MR, PT, NM, CR, DX |
@@ -43,6 +43,7 @@ import torch
 from medseg.errors import MedsegError
 from medseg.methods import METHODS, method_class
 from medseg.methods.base import MethodConfig
+from medseg.training.initial import adopted_settings
 
 FOREIGN = frozenset({"server_mode"})  # read by MONAI Label itself
 _METHOD_FIELDS = ("validation_fraction", "patient_pattern")
@@ -105,7 +106,8 @@ class AppSettings:
         return settings
 
     def config(self, method: str, overrides: Mapping[str, Any] | None = None) -> MethodConfig:
-        """The config a method trains with: preset, its settings for the app, shared ones, its own, then `overrides`.
+        """The config a method trains with: preset, its settings for the app, those of the model in `init`, shared ones,
+        its own, then `overrides`.
 
         Raises:
             MedsegError: unknown setting or bad value.
@@ -116,7 +118,9 @@ class AppSettings:
         own = dict(self.method_settings.get(method, {}))
         if misplaced := sorted({*own, *(overrides or {})} & set(_METHOD_FIELDS)):
             raise MedsegError(f"{misplaced[0]} belongs to the whole study; start the server with --conf {misplaced[0]}")
-        return kind.config_class.from_dict({**preset, **kind.app_settings, **shared, **own, **(overrides or {})})
+        given = {**shared, **own, **(overrides or {})}
+        adopted = adopted_settings(kind, given.get("init"))
+        return kind.config_class.from_dict({**preset, **kind.app_settings, **adopted, **given})
 
     def _on_gpu(self) -> bool:
         return torch.cuda.is_available() and self.device != "cpu"

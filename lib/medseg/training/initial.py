@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medseg.errors import NotFoundError, UnusableInputError
+from medseg.files import read_json
+from medseg.methods.base import Method
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,25 @@ class Account:
     unused: int = 0
 
 
-def load_initial(network: nn.Module, path: Path) -> Account:
+def adopted_settings(kind: type[Method], init: str | None) -> dict[str, Any]:
+    """Settings of the model in `init` that make its layers fit, see `Method.adopt`; {} where nothing tells them."""
+    if not init:
+        return {}
+    path = Path(init)
+    about = read_json((path if path.is_dir() else path.parent) / "config.json", default={})
+    found = kind.adopt(about["config"]) if isinstance(about.get("config"), dict) else {}
+    if found:
+        log.info("init %s: %s", init, ", ".join(f"{key}={value}" for key, value in found.items()))
+    return found
+
+
+def load_initial(network: nn.Module, path: Path, may_miss: bool = False) -> Account:
     """Copy every tensor that matches.
 
     Args:
         network: changed in place.
         path: a `model.safetensors`, or a folder that holds one.
+        may_miss: a file of which nothing matches is a warning, and the network stays as it is.
 
     Raises:
         NotFoundError: no such file.
@@ -75,7 +90,11 @@ def load_initial(network: nn.Module, path: Path) -> Account:
         for name, value in own.items():
             _fill(account, name, value, given.get(sources.get(name, "")))
     if not account.loaded:
-        raise UnusableInputError(f"init = {file} has no tensor whose name and shape match this network")
+        sentence = f"init = {file} has no tensor whose name and shape match this network"
+        if not may_miss:
+            raise UnusableInputError(f"{sentence}; give a model of the same kind of network, or leave init out")
+        log.warning("%s; it starts from random weights", sentence)
+        return account
     account.unused = len(given) - len({sources[name] for name in account.loaded})
     _tell(account, file, len(own))
     return account

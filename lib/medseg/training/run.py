@@ -76,6 +76,7 @@ class TrainingJob:
         device: "cpu", "cuda", "cuda:1"; None: a GPU where there is one.
         resume: continue from the checkpoint in `out`, if there is one.
         watch_pids: the run stops, with a checkpoint, when one of these processes is gone.
+        init_may_miss: a model in `init` of which nothing fits is a warning instead of an error.
     """
 
     method: str
@@ -87,6 +88,7 @@ class TrainingJob:
     device: str | None = None
     resume: bool = False
     watch_pids: tuple[int, ...] = ()
+    init_may_miss: bool = False
 
 
 class TrainingStep(nn.Module):
@@ -184,7 +186,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.method = kind(config, job.labels)
         if config.init:
-            load_initial(self.method.network, Path(config.init))
+            load_initial(self.method.network, Path(config.init), job.init_may_miss)
         self.cache = CaseCache(self.method, config.cache_gb / (config.workers + 1))  # every worker has its own
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
         if len(self.method.stages()) > 1:  # a later stage may use what the first one does not

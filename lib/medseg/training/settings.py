@@ -1,4 +1,4 @@
-"""The settings of a run: the method's defaults, then the preset, then a file, then what was typed."""
+"""The settings of a run: the method's defaults, then the preset, the model in `init`, a file, and what was typed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from medseg.errors import MedsegError, NotFoundError
 from medseg.methods import method_class
 from medseg.methods.base import MethodConfig, Preset
+from medseg.training.initial import adopted_settings
 
 
 def find_preset(method: str, name: str) -> Preset:
@@ -36,10 +37,12 @@ def build_config(
         file: YAML (or JSON) file of settings, or a run's `config.json`.
         typed: settings from the command line or a request; None values are left out.
     """
-    values: dict[str, Any] = dict(find_preset(method, preset).config)
-    values.update(read_settings(file) if file else {})
-    values.update({key: value for key, value in (typed or {}).items() if value is not None})
-    return method_class(method).config_class.from_dict(values)
+    kind = method_class(method)
+    stated = read_settings(file) if file else {}
+    stated.update({key: value for key, value in (typed or {}).items() if value is not None})
+    preset_values = dict(find_preset(method, preset).config)
+    adopted = adopted_settings(kind, stated.get("init", preset_values.get("init")))
+    return kind.config_class.from_dict({**preset_values, **adopted, **stated})
 
 
 def read_settings(file: Path) -> dict[str, Any]:

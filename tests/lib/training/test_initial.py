@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from medseg.cases import load_cases
 from medseg.errors import NotFoundError, UnusableInputError
+from medseg.inference.model_folder import save_model
+from medseg.methods import method_class
 from medseg.methods.local_discrimination.network import EmbeddingNet
 from medseg.networks.hooks import insert_after
 from medseg.networks.vnet import VNet
+from medseg.phantoms.study import FLAT, write_dataset
 from medseg.training.initial import load_initial
+from medseg.training.settings import build_config
 
 
 def network() -> nn.Sequential:
@@ -130,3 +136,63 @@ def test_nothing_to_start_from_is_one_sentence(tmp_path: Path) -> None:
     save_file({"other": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UnusableInputError, match="no tensor whose name and shape match"):
         load_initial(network(), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("flat"), 3, options=replace(FLAT, shape=(40, 40)))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, study: Path) -> Path:
+    """A model of local discrimination at a width that no other method has by default."""
+    kind, folder = method_class("local_discrimination"), tmp_path_factory.mktemp("pretrained")
+    config = build_config("local_discrimination", "cpu", typed={"width": 4, "patch": "32,32"})
+    save_model(folder, kind(kind.fit_config(config, load_cases([study])), {}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [("local_discrimination", ()), ("supervised", ("head.",)), ("caml", ("student.head.", "assistant.head."))],
+)
+def test_who_can_start_from_a_pretrained_model_takes_its_shape(
+    name: str, left_out: tuple[str, ...], pretrained: Path, study: Path
+) -> None:
+    kind = method_class(name)
+    config = kind.fit_config(build_config(name, "cpu", typed={"init": str(pretrained)}), load_cases([study]))
+    network = kind(config, {"a": 1, "b": 2}).network
+
+    account = load_initial(network, pretrained)
+
+    assert (config.to_dict()["width"], config.to_dict()["norm"]) == (4, "instance")
+    encoder = {key for key in network.state_dict() if ".encoder.levels." in f".{key}" and ".units." in key}
+    assert len(encoder) >= 48  # weight and bias of 12 convolutions and of 12 norms
+    assert encoder <= set(account.loaded)
+    assert all(key.startswith(left_out) for key in account.shape_differs)
+
+
+@pytest.mark.parametrize("name", ["dram", "seg4reg", "multidomain"])
+def test_who_cannot_starts_from_random_weights_with_a_warning(
+    name: str, pretrained: Path, study: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = method_class(name)
+    config = build_config(name, "cpu", typed={"init": str(pretrained)})
+    if name == "multidomain":
+        config = kind.fit_config(config, load_cases([study]))
+    network = kind(config, {"lesion": 1} if name == "dram" else kind.fit_labels({"atrium": 1})).network
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+
+    with pytest.raises(UnusableInputError, match="no tensor whose name and shape match"):
+        load_initial(network, pretrained)
+    account = load_initial(network, pretrained, may_miss=True)
+
+    assert account.loaded == []
+    assert "it starts from random weights" in caplog.text
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_what_was_typed_wins_over_the_model_in_init(pretrained: Path) -> None:
+    config = build_config("supervised", "cpu", typed={"init": str(pretrained), "width": 12})
+
+    assert (config.to_dict()["width"], config.to_dict()["network"]) == (12, "vnet")

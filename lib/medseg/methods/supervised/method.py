@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from monai.losses import DiceCELoss, DiceLoss
@@ -44,6 +44,12 @@ class Supervised(PatchMethod):
             metric="dice",
         )
     }
+
+    @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Besides width and norm the network: a V-Net, where the other method has no choice of its own."""
+        found = super().adopt(source)
+        return {**found, "network": source.get("network", "vnet")} if found else found
 
     def build_network(self) -> nn.Module:
         """MONAI's residual U-Net with five levels, or CAML's V-Net."""

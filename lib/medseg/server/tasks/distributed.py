@@ -70,6 +70,7 @@ def job_to_dict(job: TrainingJob) -> dict[str, Any]:
         "device": (job.device or "cpu").partition(":")[0],  # each process has its own GPU
         "resume": job.resume,
         "watch_pids": list(job.watch_pids),
+        "init_may_miss": job.init_may_miss,
     }
 
 
@@ -85,6 +86,7 @@ def job_from_dict(value: dict[str, Any]) -> TrainingJob:
         device=value["device"],
         resume=value["resume"],
         watch_pids=tuple(value["watch_pids"]),
+        init_may_miss=value["init_may_miss"],
     )
 
 

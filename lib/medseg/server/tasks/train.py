@@ -130,7 +130,8 @@ class MedsegTrain(TrainTask):
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
         run = self.runs.open(mark, request.resume)
         self.runs.record("running", run.path)
-        save_cases(run.path / "cases.json", (*split.training, *split.validation))
+        seen = {case.id: case for case in (*split.training, *split.validation)}  # some are both, see `training.split`
+        save_cases(run.path / "cases.json", seen.values())
         logger.info(
             "training %s on %d labelled and %d unlabelled images, %d validate; %s run %s",
             self.method, split.labelled, len(split.training) - split.labelled, len(split.validation),
@@ -141,8 +142,9 @@ class MedsegTrain(TrainTask):
             raise TrainingStoppedError(f"training is done but nothing is published because {reason}; train again")
         logger.info("comparing the candidate with the current model")
         result = gate(
-            self.study.registry, self.method, run.path, split.validation, request.device, self.study.settings.gate_eps
-        )
+            self.study.registry, self.method, run.path, split.validation, request.device, self.study.settings.gate_eps,
+            among=cases,
+        )  # fmt: skip
         decision = {
             "published": result.published,
             "version": result.version,
@@ -168,6 +170,7 @@ class MedsegTrain(TrainTask):
             device=request.device,
             resume=run.resume,
             watch_pids=watched_pids(),
+            init_may_miss=True,  # the word of `--conf init` stands for all models, of which not all can start from it
         )
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
         while True:
