@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from medseg import __version__, cli
 from medseg.cases import load_cases
+from medseg.cli import serving
 from medseg.files import read_json, write_json
 from medseg.phantoms.study import FLAT, write_dataset
 from medseg.training.registry import ModelRegistry
@@ -324,3 +325,15 @@ def test_demo_has_a_small_budget_unless_another_is_asked_for(
     budgets = [tuple(settings.config(name).iterations for name in ("caml", "supervised")) for settings in seen]
     assert budgets == [(200, 200), (20, 20), (30, 200)]
     assert seen[1].config("caml").to_dict()["width"] == 4
+
+
+@pytest.mark.parametrize(
+    ("host", "opens"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fe80::7", "[fe80::7]"), ("gpu", "gpu")],
+)
+def test_what_serve_prints_can_be_opened(capsys: pytest.CaptureFixture[str], host: str, opens: str) -> None:
+    serving._explain_next_steps("scans", host, 8001, "caml,dram")
+
+    printed = capsys.readouterr().out
+    assert f"status page   http://{opens}:8001/medseg/" in printed
+    assert f"curl -X POST http://{opens}:8001/train/caml" in printed

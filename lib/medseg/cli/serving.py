@@ -142,8 +142,14 @@ def _demo_study(folder: Path) -> Path:
     return folder
 
 
+def address_to_open(host: str, port: int) -> str:
+    """What a browser on this machine opens; no browser opens the addresses that mean all of them."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
 def _explain_next_steps(studies: str, host: str, port: int, models: str) -> None:
-    url = f"http://{host}:{port}"
+    url = address_to_open(host, port)
     model = models.split(",")[0]
     typer.echo(
         f"""

@@ -126,7 +126,7 @@ def _check_peer(scope: Scope, options: GuardOptions) -> None:
     if options.allow_remote or not client or is_local(client[0]):
         return
     raise _RefusedError(
-        403, "this server answers only its own machine; start it with --host ADDRESS, or with --conf allow_remote true"
+        403, "this server answers only its own machine; start it with --host 0.0.0.0 or --conf allow_remote true"
     )
 
 

@@ -69,11 +69,11 @@ def install(app: Any, web: Any = None) -> None:
     accept_signed_tokens()
     end_jobs_with_the_server()
     if not options.allow_remote:
-        logger.info("answering this machine only; for others start with --host ADDRESS or --conf allow_remote true")
+        logger.info("answering this machine only; for others start with --host 0.0.0.0 or --conf allow_remote true")
 
 
 def allow_remote(setting: bool | None, argv: list[str]) -> bool:
-    """`--conf allow_remote`; else whether somebody chose an address to listen on with `--host`.
+    """`--conf allow_remote`; else whether `--host` was given and names another address than this machine's loopback.
 
     MONAI Label's own default is every address, and everybody is administrator.
     """

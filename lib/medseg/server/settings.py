@@ -22,7 +22,7 @@
 | `cors_origins` | web origins that may use the server, comma separated | this machine |
 | `allow_remote` | answer other machines | true if `--host` names another address than this machine's loopback |
 | `expose_logs` | serve `/logs/`, which holds image ids and paths | false |
-| `clicks` | offer each model for correction by clicks, too | true |
+| `clicks` | offer each model that answers with a mask for correction by clicks, too | true |
 | `modalities` | modalities of a DICOMweb archive whose series are images, comma separated | CT, MR, PT, NM, CR, DX |
 | `label_codes` | JSON file: SNOMED codes and colours of labels in DICOM SEG | a table of common organs |
 | `weak_labels` | CSV of weak labels, read at start for images that have no extents yet | |

@@ -11,9 +11,14 @@ from medseg.server.tasks.train_runs import TrainRuns
 from medseg.training.progress import duration
 
 
+def teachers(method: str) -> set[Supervision]:
+    """What can teach a method by itself; a domain tells only where to learn, unlabelled images only help."""
+    return set(method_class(method).supervision - {Supervision.DOMAIN, Supervision.UNLABELLED})
+
+
 def needs_masks(method: str) -> bool:
-    """Whether a method can learn from nothing but masks (and unlabelled images beside them)."""
-    return method_class(method).supervision <= {Supervision.MASKS, Supervision.UNLABELLED}
+    """Whether a method learns from nothing but masks (and what helps beside them)."""
+    return teachers(method) == {Supervision.MASKS}
 
 
 def next_step(study: Study, method: str) -> str:
@@ -26,6 +31,10 @@ def next_step(study: Study, method: str) -> str:
         return "no image is labelled; label at least 2 images (1 to learn from, 1 to validate), then train it"
     if needs_masks(method) and labelled == 1:
         return "1 image is labelled; label 1 more, so that one can validate, then train it"
+    if method_class(method).describes or not teachers(method):
+        return "it learns from the images alone; train it"
+    if labelled == 0:
+        return f"it learns from {' or '.join(sorted(teachers(method)))}; once images have some, train it"
     return f"{labelled} image{'s are' if labelled != 1 else ' is'} labelled; train it"
 
 

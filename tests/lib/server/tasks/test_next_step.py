@@ -5,8 +5,6 @@ from typing import Any, cast
 
 import pytest
 
-from medseg.methods.base import Supervision
-from medseg.methods.supervised.method import Supervised
 from medseg.server.tasks.next_step import next_step
 from medseg.server.tasks.study import Study
 from medseg.server.tasks.train_runs import TrainRuns
@@ -28,10 +26,20 @@ def test_labels_come_first_then_the_training(study: Any) -> None:
     assert step(study, 4) == "4 images are labelled; train it"
 
 
-def test_method_that_learns_without_masks_needs_none(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Supervised, "supervision", frozenset({Supervision.MASKS, Supervision.EXTENTS}))
-
-    assert step(study, 0) == "0 images are labelled; train it"
+@pytest.mark.parametrize(
+    ("method", "none", "one"),
+    [
+        ("caml", "no image is labelled; label at least 2 images", "1 image is labelled; label 1 more"),
+        ("multidomain", "no image is labelled; label at least 2 images", "1 image is labelled; label 1 more"),
+        ("dram", "it learns from extents or masks; once images have some, train it", "1 image is labelled; train it"),
+        ("seg4reg", "it learns from angles or landmarks or masks; once images", "1 image is labelled; train it"),
+        ("local_discrimination", "it learns from the images alone; train it", "it learns from the images alone; train"),
+    ],
+)
+def test_only_who_needs_masks_is_told_to_label(study: Any, method: str, none: str, one: str) -> None:
+    for labelled, said in enumerate((none, one)):
+        study.labelled = lambda count=labelled: ["case"] * count
+        assert next_step(cast(Study, study), method).startswith(said)
 
 
 @pytest.mark.parametrize(
