@@ -79,5 +79,5 @@ def group_means(qualities: Qualities, groups: Mapping[str, str]) -> dict[str, fl
 
 
 def mean_over_groups(means: Mapping[str, float]) -> float:
-    """Each group counts alike, however many cases it has."""
-    return float(np.mean(list(means.values())))
+    """Each group counts alike, however many cases it has; 0 where no case can be judged."""
+    return float(np.mean(list(means.values()))) if means else 0.0

@@ -161,7 +161,7 @@ class Judge:
 
 def _in_groups(found: Comparison) -> str:
     """What the figures are means of, where there are several groups."""
-    if len(found.candidate) == 1:
+    if len(found.candidate) < 2:
         return ""
     new = f"; {', '.join(found.unknown)} new to it" if found.unknown else ""
     return f" in {len(found.candidate)} groups that count alike{new}"

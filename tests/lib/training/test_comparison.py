@@ -37,3 +37,7 @@ def test_a_group_may_lose_one_point_and_no_more(loss: float, fallen: list[str]) 
 
 def test_groups_without_a_case_are_left_out() -> None:
     assert group_means({"k0": 0.25, "k1": 0.75}, GROUPS) == {"knee": 0.5}
+
+
+def test_models_that_cannot_be_judged_are_equal() -> None:
+    assert compare_groups({}, {}, GROUPS).gain == 0.0
