@@ -78,7 +78,10 @@ class DRAM(Method):
     presets: ClassVar = PRESETS
     arm_groups: ClassVar = ARM_GROUPS
     metric = "dice"
-    app_settings: ClassVar[Mapping[str, Any]] = {"masks": "voxels"}  # annotators' masks are meant to be learnt from
+    app_settings: ClassVar[Mapping[str, Any]] = {
+        "masks": "voxels",  # annotators' masks are meant to be learnt from
+        "scale": 0.0,  # by the size of the study's volumes, not of the benchmark's
+    }
 
     # -- what the data decide ----------------------------------------------------------------------------------------
 

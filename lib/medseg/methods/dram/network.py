@@ -19,6 +19,8 @@ FACTORS = (8, 8, 4)
 CAM_LEVEL = 2
 """Ours: level that activation maps are read at, a quarter of the plane; the deepest one is coarser than the lesions."""
 
+VOXELS = (1.0, 1.0, 1.0)
+
 GUIDE = 8
 """Channels to which each feature map of the guidance is reduced (dRAM card sec. 4)."""
 
@@ -166,10 +168,13 @@ class DRAMNet(nn.Module):
             self.final_candidates.load_state_dict(self.candidates.state_dict())
 
     def refine(
-        self, logits: torch.Tensor, image: torch.Tensor, features: list[torch.Tensor], mask: torch.Tensor,
-        spacing: Sequence[float],
-    ) -> dict[str, torch.Tensor]:  # fmt: skip
-        """The map after attention ("attention") and after the CRF ("crf"), of those that are there."""
+        self, logits: torch.Tensor, image: torch.Tensor, features: list[torch.Tensor], mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The map after attention ("attention") and after the CRF ("crf"), of those that are there.
+
+        Deviation from dRAM card sec. 5: the field's distances are in voxels of the working grid, not mm. Attention and
+        backbone see no mm either, augmentation swaps axes, and sets without spacing are read alike.
+        """
         found: dict[str, torch.Tensor] = {}
         if self.attention is not None:
             assert self.guidance is not None
@@ -177,7 +182,7 @@ class DRAMNet(nn.Module):
                 guidance = self.guidance(image, [f.float() for f in features[:2]])
                 logits = found["attention"] = self.attention(logits, guidance, mask)
         if self.crf is not None:
-            found["crf"] = self.crf(logits, image, mask, spacing)
+            found["crf"] = self.crf(logits, image, mask, VOXELS)
         return found
 
 

@@ -59,7 +59,7 @@ def pseudo_label(network: DRAMNet, loaded: Sample, config: DRAMConfig) -> tuple[
     image = loaded["image"].as_tensor()[None].to(device)
     regions = loaded["regions"].as_tensor().to(device)
     logits, _, features = network.maps(image, (regions > 0)[None].float())
-    refined = network.refine(logits, image, features, (regions > 0)[None].float(), (1.0, 1.0, 1.0))
+    refined = network.refine(logits, image, features, (regions > 0)[None].float())
     last = list(refined.values())[-1] if refined else logits
     means, _ = region_means(torch.sigmoid(last), regions[None], SLOTS)
     stated = loaded["extents"].to(device)

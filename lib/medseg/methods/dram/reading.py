@@ -151,7 +151,7 @@ def _stages(
             stages = {config.head: intensity_logits(image[0, 0], regions[0, 0] > 0, cut)[None, None]}
         else:
             inside = (regions > 0).float()
-            stages = {"map": logits, **network.refine(logits, image, features, inside, (1.0, 1.0, 1.0))}
+            stages = {"map": logits, **network.refine(logits, image, features, inside)}
             if final is not None:
                 stages["final"] = final
         means, _ = region_means(torch.sigmoid(list(stages.values())[-1].float()), regions, SLOTS)

@@ -17,13 +17,15 @@ WEIGHTS = {"residual": 2.0, "change": 1.0, "entropy": 1.0, "flip": 1.0}
 def acquisition_score(network: DRAMNet, loaded: Sample, reading: Reading) -> Score:
     """Weighted mean of the parts, each in [0, 1].
 
-    residual: largest distance of a predicted share from its interval; change: 1 - Dice of map and last map, as soft
-    masks; entropy: mean in the lungs; flip: 1 - Dice with the map of the mirrored image; missing: bonus.
+    residual: largest distance of a predicted share from its interval; change: 1 - Dice of the map before and after
+    attention and CRF, as soft masks; entropy: mean in the lungs; flip: 1 - Dice with the map of the mirrored image;
+    missing: bonus.
     """
     inside = reading.regions > 0
     if not bool(inside.any()):
         return Score(1.0, "no lung was found, 1.00", {"entropy": 1.0})
-    first, last = next(iter(reading.maps.values())), reading.last
+    stages = [value for name, value in reading.maps.items() if name != "final"]
+    first, last = stages[0], stages[-1]
     parts = {
         "change": 1 - _soft_dice(first[inside], last[inside]),
         "entropy": float(reading.entropy[inside].mean()),

@@ -17,6 +17,7 @@ from medseg.methods.dram.config import DRAMConfig
 from medseg.methods.dram.extents import SLOTS, parse_table
 from medseg.methods.dram.network import DRAMNet
 from medseg.methods.dram.pseudo import believed
+from medseg.methods.dram.turns import Turn
 
 Drawn = Mapping[str, torch.Tensor]
 Add = Callable[[str, float, torch.Tensor], None]
@@ -99,7 +100,8 @@ class Objective:
             add("regression", config.regression_weight, self._pooled(shares, drawn))
         elif config.head == "dense":
             self._dense(network, drawn, iteration, (logits, features), add)
-        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        nothing = 0.0 * lungs.mean()  # a threshold without a lung map has no term
+        loss = sum((weights[name] * value for name, value in terms.items()), start=nothing)
         return StepOutput(loss, {name: value.detach() for name, value in terms.items()})
 
     def final(self, network: DRAMNet, drawn: Drawn) -> StepOutput:
@@ -135,11 +137,12 @@ class Objective:
             ramp = ramp_up(iteration, length)
             add("entropy", config.entropy_weight * ramp, binary_entropy(logits, inside))
         if config.equivariance_weight > 0:
-            turned = network.maps(image.flip(2), inside.flip(2))[0].flip(2)
+            turn = Turn.draw()
+            turned = turn.undo(network.maps(turn.apply(image), turn.apply(inside))[0])
             change = equivariance(torch.sigmoid(logits), torch.sigmoid(turned), inside)
             add("equivariance", config.equivariance_weight, change)
         if iteration >= config.refine_from * length:
-            refined = network.refine(logits, image, features, inside, (1.0, 1.0, 1.0))
+            refined = network.refine(logits, image, features, inside)
             if refined:
                 target = self.pseudo_target(logits, drawn)
                 known = (target != IGNORE).float() * inside

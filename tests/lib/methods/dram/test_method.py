@@ -140,6 +140,38 @@ def test_gradient_of_the_refined_maps_reaches_every_part(
         assert float(parameter.grad.abs().sum()) > 0
 
 
+def test_equivariance_has_a_term_and_a_gradient(
+    write_case: Callable, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet]
+) -> None:
+    alone = {"regression_weight": 0.0, "entropy_weight": 0.0, "lung_weight": 0.0, "attention": False, "crf": False}
+    method = build(**WEAK, **alone, final=False, candidates=0, equivariance_weight=1.0)
+    training = training_set(method, write_case(1)[0])
+    drawn = method.sample(training.load(training.cases[0]), "extents", torch.Generator().manual_seed(0))
+    head = method.network.backbone.head
+    assert head is not None
+    torch.manual_seed(3)
+
+    output = method.training_step({"extents": default_collate([drawn])}, 0)
+    output.loss.backward()
+
+    assert set(output.terms) == {"equivariance"}
+    assert float(output.terms["equivariance"]) > 0
+    assert head.weight.grad is not None
+    assert float(head.weight.grad[0].abs().sum()) > 0
+    with torch.no_grad():  # a map that is the same everywhere is equivariant
+        head.weight.zero_()
+        assert float(method.training_step({"extents": default_collate([drawn])}, 0).loss) == pytest.approx(0, abs=1e-9)
+
+
+def test_nothing_but_a_threshold_trains_without_a_term(
+    write_case: Callable, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet]
+) -> None:
+    method = build(**WEAK, head="threshold", attention=False, crf=False, final=False, lung_weight=0.0, iterations=1)
+
+    assert fit(method, training_set(method, write_case(0)[0])) == [0.0]
+    assert float(method.network.cut) != 0.5
+
+
 def test_pseudo_labels_are_frozen_and_come_back_the_same(
     write_case: Callable, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet]
 ) -> None:
