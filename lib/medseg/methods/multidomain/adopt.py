@@ -45,28 +45,27 @@ def prepare_config(config: MultiDomainConfig, found: Mapping[str, Any]) -> Multi
 def adopt_domains(method: MultiDomain, training: TrainingSet) -> None:
     """Start the slots of added domains from the slots of their nearest old domain. Done once in a run, then kept."""
     network = method.network
-    old = [name for name in method.registry.names if name not in method.config.added]
     for name in method.config.added:
         done = network.get_buffer(f"adopted_{slot_key(name)}")
         if bool(done) or not method.config.domain_layers:
             continue
-        nearest = nearest_domain(method, training, name, old)
+        nearest = nearest_domain(method, training, name)
         log.info("domain %s starts from the slot of %s", name, nearest)
         copy_slot(network, nearest, name)
         done.fill_(1)
 
 
 @torch.no_grad()
-def nearest_domain(method: MultiDomain, training: TrainingSet, name: str, old: list[str]) -> str:
+def nearest_domain(method: MultiDomain, training: TrainingSet, name: str) -> str:
     """The old domain whose training images are nearest to those of a new one, by the classifier's embedding."""
     classifier = method.network.classifier
     device = next(classifier.parameters()).device
-    distances = dict.fromkeys(old, 0.0)
+    distances = dict.fromkeys(method.old_domains, 0.0)
     for case in training.cases:
         loaded = training.load(case)
         if loaded["domain"] == name:
-            embedding = classifier.embed(method.views(loaded["image"]).to(device)).mean(dim=0)
-            for domain in old:
+            embedding = classifier.embed(loaded["views"].to(device)).mean(dim=0)
+            for domain in distances:
                 distances[domain] += classifier.distance(domain, embedding)
     return min(distances, key=lambda domain: distances[domain])
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medseg.cases import Case
-from medseg.methods.base import Sample, TrainingSet
+from medseg.methods.base import Sample, Stream, TrainingSet
 from medseg.methods.multidomain.network import POOLED, MultiDomainNet
+from medseg.methods.multidomain.views import vary
 from medseg.networks.domain_norm import domain_slots
 
 if TYPE_CHECKING:
     from medseg.methods.multidomain.method import MultiDomain
+
+VARIED = 8  # ours: varied copies of each training image by which the classifier learns how far a domain reaches
 
 
 def encoder_parameters(network: MultiDomainNet) -> list[nn.Parameter]:
@@ -31,12 +33,10 @@ def renew_statistics(method: MultiDomain, training: TrainingSet) -> None:
     During training the statistics follow augmented crops around the foreground; what is predicted are whole slices.
     """
     network = method.network
-    for stream in method.streams(training.cases):
-        layers: Sequence[nn.Module] = (
-            domain_slots(network.backbone, stream.name)
-            if stream.name != POOLED
-            else [module for module in network.backbone.modules() if isinstance(module, _BatchNorm)]
-        )
+    streams = method.streams(training.cases)
+    own = method.config.domain_layers
+    for name, members in [(stream.name, [stream]) for stream in streams] if own else [(POOLED, streams)]:
+        layers: Iterable[nn.Module] = domain_slots(network.backbone, name) if own else network.backbone.modules()
         norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
         if not norms or not method.config.norm_batches:
             continue
@@ -45,8 +45,8 @@ def renew_statistics(method: MultiDomain, training: TrainingSet) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
-        for images in _batches(method, training, stream.cases, stream.per_batch):
-            network.with_features(images, stream.name)
+        for images in _batches(method, training, members):
+            network.with_features(images, name)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
@@ -54,24 +54,35 @@ def renew_statistics(method: MultiDomain, training: TrainingSet) -> None:
 
 @torch.no_grad()
 def fit_classifier(method: MultiDomain, training: TrainingSet) -> None:
-    """Let the classifier know where the training images of each domain lie."""
+    """Let the classifier know where each domain lies: by its training images, and by varied ones for new patients.
+
+    Where not all old domains are there to rehearse, the classifier was fixed: they keep their place, and the rows of
+    the new ones are found here.
+    """
     network, device = method.network, next(method.network.parameters()).device
+    kept = method.old_domains if method.missing_domains(training.cases) else ()
+    generator = torch.Generator().manual_seed(method.config.seed)
     embeddings: dict[str, list[torch.Tensor]] = {}
     for case in training.cases:
-        if case.label is not None:
-            loaded = training.load(case)
-            views = method.views(loaded["image"])
-            embeddings.setdefault(loaded["domain"], []).append(network.classifier.embed(views.to(device)))
-    for domain, found in embeddings.items():
-        network.classifier.fit(domain, torch.cat(found))
+        if case.label is not None and (loaded := training.load(case))["domain"] not in kept:
+            views = [loaded["views"], *(vary(loaded["views"], generator) for _ in range(VARIED))]
+            found = embeddings.setdefault(loaded["domain"], [])
+            found += [network.classifier.embed(each.to(device)) for each in views]
+    for domain, images in embeddings.items():
+        network.classifier.fit(domain, images)
+    told = list(kept)
+    for domain, images in embeddings.items() if kept else ():
+        network.classifier.fit_row(domain, images, told)
+        told.append(domain)
 
 
-def _batches(method: MultiDomain, training: TrainingSet, cases: Sequence[Case], size: int) -> Iterator[torch.Tensor]:
-    """Batches of whole slices (or of patches, in 3D) from the cases in turn, without augmentation."""
+def _batches(method: MultiDomain, training: TrainingSet, streams: Sequence[Stream]) -> Iterator[torch.Tensor]:
+    """Batches of whole slices (or of patches, in 3D) from the cases of each stream in turn, without augmentation."""
     device = next(method.network.parameters()).device
     generator = torch.Generator().manual_seed(method.config.seed)
     for number in range(method.config.norm_batches):
-        loaded = [training.load(cases[(number * size + i) % len(cases)]) for i in range(size)]
+        turns = [(s.cases, number * s.per_batch + i) for s in streams for i in range(s.per_batch)]
+        loaded = [training.load(cases[turn % len(cases)]) for cases, turn in turns]
         if method.config.net_axes == 3:
             drawn = [method.draw(item, None, generator, strong=False, foreground=0.0)["image"] for item in loaded]
             yield torch.stack(drawn).to(device)

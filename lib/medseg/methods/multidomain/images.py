@@ -1,4 +1,4 @@
-"""From an image as it was acquired to what the network sees: axes, spacing, intensities, slices and small views."""
+"""From an image as it was acquired to what the network sees: axes, spacing, intensities, slices."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from medseg.methods.multidomain.crops import crop, fitted_centre
 from medseg.methods.multidomain.registry import MULTIPLE, working_spacing
 from medseg.methods.patches import normalise
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
-
-LONG = 64  # ours: longer patches are shown to the classifier at half resolution
 
 
 def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> MetaTensor:
@@ -54,15 +52,6 @@ def cut_views(image: MetaTensor, patch: Sequence[int], count: int) -> torch.Tens
     grid = pieces[0].shape[1:]
     centre = fitted_centre([n / 2 for n in grid], patch, grid)
     return torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces])
-
-
-def small_views(patches: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
-    """Patches (B, C, *grid) in the middle of zeros of the largest patch's size, half of it if that is long."""
-    sides = [side for n, p in zip(patches.shape[:1:-1], patch[::-1], strict=True) for side in _halves(p - n)]
-    padded = nn.functional.pad(patches, sides)
-    factor = 2 if max(patch) > LONG else 1
-    pool = nn.functional.avg_pool2d if patches.ndim == 4 else nn.functional.avg_pool3d
-    return pool(padded, factor) if factor > 1 else padded
 
 
 def axis_last(image: MetaTensor, axis: int) -> MetaTensor:
@@ -106,7 +95,3 @@ def fitted_patch(config: MultiDomainConfig) -> tuple[int, ...]:
     if len(config.patch) < axes:
         return (*config.patch, *(config.patch[-1],) * (axes - len(config.patch)))
     return config.patch[:axes]
-
-
-def _halves(missing: int) -> tuple[int, int]:
-    return missing // 2, missing - missing // 2

@@ -43,24 +43,21 @@ from medseg.methods.multidomain.crops import (
 )
 from medseg.methods.multidomain.images import (
     axis_last,
-    cut_views,
     fitted_patch,
     pad_slices,
     prepare,
-    small_views,
     with_names,
 )
 from medseg.methods.multidomain.network import POOLED, MultiDomainNet, build_backbone
 from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
-from medseg.methods.multidomain.registry import build_registry, slice_axis
+from medseg.methods.multidomain.registry import build_registry
 from medseg.methods.multidomain.terms import Regularisers
+from medseg.methods.multidomain.views import draw_view, whole_views
 from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy
-from medseg.transforms.grid import resize, spacing_of, to_canonical
+from medseg.transforms.grid import resize, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
-
-VIEWS_OF_AN_IMAGE = 9  # ours: slices by which the domain of an image is guessed
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +125,8 @@ class MultiDomain(PatchMethod):
             load_pretrained(backbone, config.pretrained)
         network = MultiDomainNet(backbone, features, self.classes_by_head(), taps, config)
         self.regularisers = Regularisers(config)
-        self.frozen = False
+        self.alone = False  # whether only new domains are shown
+        self.fixed = False  # whether what new domains share with old ones is fixed
         return network
 
     def classes_by_head(self) -> dict[str, int]:
@@ -146,10 +144,10 @@ class MultiDomain(PatchMethod):
     # -- data ------------------------------------------------------------------------------------------------------
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
-        """One stream per domain with labelled cases; the pooled network has one stream of all."""
+        """One stream per domain with labelled cases, so that every domain is seen equally often, pooled or not."""
         labelled = [case for case in cases if case.label is not None]
         domains = {case.id: self._known_domain(case) for case in labelled}
-        wanted = self.config.added if self.frozen else self.registry.names
+        wanted = self.config.added if self.alone else self.registry.names
         groups = {name: tuple(case for case in labelled if domains[case.id] == name) for name in wanted}
         groups = {name: group for name, group in groups.items() if group}
         if not groups:
@@ -157,17 +155,15 @@ class MultiDomain(PatchMethod):
                 f"{self.name} needs a labelled case of one of its domains ({', '.join(self.registry.names)}), got "
                 f"{len(labelled)} labelled cases of others; save a label, then train again"
             )
-        size = self.config.domain_batch
-        if not self.config.domain_layers:
-            return [Stream(POOLED, tuple(case for group in groups.values() for case in group), size * len(groups))]
-        return [Stream(name, group, size) for name, group in groups.items()]
+        return [Stream(name, group, self.config.domain_batch) for name, group in groups.items()]
 
     def load(self, case: Case) -> Sample:
         """Read a case as its domain is prepared: slices last, the domain's spacing, z-score of the whole volume.
 
         Returns:
-            `image` (C, *grid), three times the channels for 2.5D, and where there is a mask `label` (1, *grid) in the
-            run's numbers and its `spots`; `domain`, `source`, `confidence` and `distance` of the choice.
+            `image` (C, *grid), three times the channels for 2.5D; `views`, by which its domain is recognised; where
+            there is a mask `label` (1, *grid) in the run's numbers and its `spots`; `domain`, `source`, `confidence`
+            and `distance` of the choice.
 
         Raises:
             NotFoundError: a domain is stated that the model does not know.
@@ -180,6 +176,7 @@ class MultiDomain(PatchMethod):
         domain = self.registry[found.domain]
         loaded: Sample = {
             "image": prepare(original, domain, self.config),
+            "views": whole_views(original),
             "domain": found.domain,
             "source": found.source,
             "confidence": found.confidence,
@@ -196,7 +193,11 @@ class MultiDomain(PatchMethod):
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """A slice or patch around a drawn voxel, turned, sized and changed in contrast."""
         strong = self.config.augmentation == "strong"
-        return self.draw(loaded, None if stream == POOLED else stream, generator, strong, self.config.foreground_crops)
+        domain = stream if self.config.domain_layers else None
+        drawn = self.draw(loaded, domain, generator, strong, self.config.foreground_crops)
+        drawn["view"] = draw_view(loaded["views"], generator)
+        drawn["domain"] = torch.tensor(self.registry.names.index(loaded["domain"]))
+        return drawn
 
     def draw(
         self, loaded: Sample, domain: str | None, generator: torch.Generator, strong: bool, foreground: float
@@ -213,7 +214,6 @@ class MultiDomain(PatchMethod):
         drawn = crop(tensors, centre, patch, turn * TURN * strong, 1 + size * SIZE * strong, chosen)
         if strong:
             drawn["image"] = change_intensity(drawn["image"], generator)
-        drawn["domain"] = torch.tensor(self.registry.names.index(loaded["domain"]))
         return drawn
 
     def patch_of(self, domain: str | None) -> tuple[int, ...]:
@@ -243,10 +243,8 @@ class MultiDomain(PatchMethod):
     @torch.no_grad()
     def guess_domain(self, image: MetaTensor) -> Guess:
         """The classifier's opinion of an image (C, *grid)."""
-        axis = slice_axis(spacing_of(to_canonical(image)))
-        views = self.views(prepare(image, Domain("any", slice_axis=axis), self.config))
         device = next(self.network.classifier.parameters()).device
-        return self.network.classifier.guess(views.to(device))
+        return self.network.classifier.guess(whole_views(image).to(device))
 
     def read_truth(self, case: Case, image: MetaTensor) -> MetaTensor:
         """The case's mask; without names of its own, its values mean what they mean in its domain."""
@@ -261,26 +259,44 @@ class MultiDomain(PatchMethod):
     # -- training --------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[int, ...]:
-        """First the prior learns, or a new domain's slot alone; then everything works together."""
-        first = self.regularisers.prior_iterations or self._frozen_iterations()
-        return (0, first) if 0 < first < self.config.iterations else (0,)
+        """First the prior learns, and a new domain's slot alone; then everything works together."""
+        starts = {0, self.regularisers.prior_iterations, self._frozen_iterations()}
+        return tuple(sorted(start for start in starts if start < self.config.iterations))
 
     def begin_stage(self, start: int, training: TrainingSet) -> None:
         """Give new domains the slot of their nearest; freeze the prior once it has learnt."""
-        self.frozen = start == 0 and self._frozen_iterations() > 0
+        frozen = start < self._frozen_iterations()
         adopt_domains(self, training)
-        if self.network.prior is not None and start >= self.regularisers.prior_iterations:
-            self.network.prior.freeze()
-        present = {self._known_domain(case) for case in training.cases if case.label is not None}
-        absent = set(self.registry.names) - present
-        if absent and self.config.added:
-            log.warning("no case of %s is there to rehearse: the shared filters stay as they are", ", ".join(absent))
-        for parameter in self.network.shared_parameters():
-            parameter.requires_grad_(not (self.frozen or (absent and self.config.added)))
+        prior = self.network.prior
+        if prior is not None and start >= self.regularisers.prior_iterations:
+            prior.freeze()
+        elif prior is not None and self.config.added and bool(prior.learnt):
+            prior.freeze(but=self.config.added if self.config.domain_layers else (POOLED,))
+        self.alone = frozen and (prior is None or bool(prior.learnt))  # a prior that is new needs all domains
+        missing = self.missing_domains(training.cases)
+        if missing:
+            log.warning("no case of %s is there to rehearse: what is shared stays as it is", ", ".join(missing))
+        if self.config.added:
+            self.fixed = frozen or bool(missing)
+            self.network.fix_shared(self.fixed)
+
+    @property
+    def old_domains(self) -> tuple[str, ...]:
+        """Domains of the model that the run adds domains to; none where it adds none."""
+        added = self.config.added
+        return tuple(name for name in self.registry.names if name not in added) if added else ()
+
+    def missing_domains(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        """Old domains of which no labelled case is there to rehearse."""
+        present = {self._known_domain(case) for case in cases if case.label is not None}
+        return tuple(name for name in self.old_domains if name not in present)
 
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:
-        """One batch of each domain, one loss."""
+        """One batch of each domain, one loss; the pooled network takes them as one batch."""
         batches = {name: (part["image"], self.local_label(part["label"], name)) for name, part in batch.items()}
+        if not self.config.domain_layers:
+            images, labels = zip(*batches.values(), strict=True)
+            batches = {POOLED: (torch.cat(images), torch.cat(labels))}
         logits, features, terms = {}, {}, {}
         for name, (image, label) in batches.items():
             logits[name], features[name] = self.network.with_features(image, name)
@@ -288,11 +304,12 @@ class MultiDomain(PatchMethod):
         loss = torch.stack(list(terms.values())).mean()
         parts = {name: (logits[name], batches[name][1], features[name]) for name in batches}
         more = self.regularisers(self.network, parts, iteration)
-        views = torch.cat([small_views(part["image"], self.patch_of(None)) for part in batch.values()])
-        domains = torch.cat([part["domain"] for part in batch.values()])
-        guessed = nn.functional.cross_entropy(self.network.classifier(views).float(), domains)
-        loss = loss + more.loss + guessed  # the classifier shares no weight with the rest
-        terms |= {**more.terms, "classifier": guessed}
+        loss, terms = loss + more.loss, {**terms, **more.terms}
+        if not self.fixed:
+            views, domains = (torch.cat([part[key] for part in batch.values()]) for key in ("view", "domain"))
+            guessed = nn.functional.cross_entropy(self.network.classifier(views).float(), domains)
+            loss = loss + guessed  # the classifier shares no weight with the rest
+            terms["classifier"] = guessed
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
     def local_label(self, label: torch.Tensor, domain: str) -> torch.Tensor:
@@ -369,11 +386,6 @@ class MultiDomain(PatchMethod):
 
     # -- details ---------------------------------------------------------------------------------------------------
 
-    def views(self, image: MetaTensor) -> torch.Tensor:
-        """Small pieces of a prepared image by which its domain is recognised."""
-        patch = self.patch_of(None)
-        return small_views(cut_views(image, patch, VIEWS_OF_AN_IMAGE), patch)
-
     def _read_label(self, case: Case, image: MetaTensor) -> MetaTensor:
         return read_label(self._with_names(case, image), image, self.labels)
 
@@ -417,5 +429,6 @@ class MultiDomain(PatchMethod):
         return (f"domain {loaded['domain']} was recognised automatically ({loaded['confidence']:.2f})",)
 
     def _frozen_iterations(self) -> int:
-        """Iterations in which only a new domain's slot and head learn."""
-        return round(self.config.freeze_share * self.config.iterations) if self.config.added else 0
+        """Iterations in which only a new domain's slot and head learn; 0 where it has none of its own."""
+        wanted = self.config.added and self.config.domain_layers
+        return round(self.config.freeze_share * self.config.iterations) if wanted else 0

@@ -59,8 +59,7 @@ class MultiDomainNet(nn.Module):
         if config.prior_weight > 0 or config.adversarial_weight > 0:
             self.prior = ShapeAutoencoder(classes, axes, config.prior_width, config.prior_code)
         self.critic = _critic(axes, config.prior_code) if config.adversarial_weight > 0 else None
-        channels = config.channels * (3 if config.view == "2.5d" else 1)
-        self.classifier = DomainClassifier(channels, list(config.domains), axes)
+        self.classifier = DomainClassifier(config.channels, list(config.domains))
         for name in config.domains:  # mean and spread of what is usual in the domain, see `scores`
             self.register_buffer(f"usual_{slot_key(name)}", torch.tensor([[0.0] * 3, [1.0] * 3]))
         for name in config.added:
@@ -77,6 +76,11 @@ class MultiDomainNet(nn.Module):
         logits = self.heads[slot_key(domain if self.domain_layers else POOLED)](view(image))
         maps = [item for name in self.taps for item in _as_list(store[name])]
         return logits, [found.flatten(2).mean(dim=2) for found in maps]
+
+    def fix_shared(self, fixed: bool) -> None:
+        """Fix or free what new domains share with old ones: theta and the classifier."""
+        for parameter in (*self.shared_parameters(), *self.classifier.parameters()):
+            parameter.requires_grad_(not fixed)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Theta: what all domains share in the segmentation network."""

@@ -38,7 +38,7 @@ def measure(method: MultiDomain, loaded: Sample) -> dict[str, float]:
     prob = method.probabilities({**loaded, "image": _some_slices(method, image)})
     near = prob[0] < 0.95
     entropy = normalised_entropy(prob)[0]
-    embedding = network.classifier.embed(method.views(image).to(device)).mean(dim=0)
+    embedding = network.classifier.embed(loaded["views"].to(device)).mean(dim=0)
     return {
         "entropy": float(entropy[near].mean()) if bool(near.any()) else 1.0,
         "distance": network.classifier.distance(domain, embedding),
@@ -49,9 +49,8 @@ def measure(method: MultiDomain, loaded: Sample) -> dict[str, float]:
 def fit_reference(method: MultiDomain, training: TrainingSet) -> None:
     """Keep mean and spread of every part over training cases of each domain."""
     for name in method.registry.names:
-        stream = next((s for s in method.streams(training.cases) if s.name in (name, "pooled")), None)
-        cases = [c for c in (stream.cases if stream else ()) if training.load(c)["domain"] == name][:CASES]
-        if cases:
+        stream = next((s for s in method.streams(training.cases) if s.name == name), None)
+        if cases := stream.cases[:CASES] if stream else ():
             rows = [measure(method, training.load(case)) for case in cases]
             values = torch.tensor([[row[part] for part in PARTS] for row in rows])
             usual = method.network.get_buffer(f"usual_{slot_key(name)}")
@@ -73,7 +72,7 @@ def score(method: MultiDomain, loaded: Sample) -> Score:
     worst = max(shares, key=lambda part: shares[part])
     value = sum(shares.values()) / len(shares)
     why = f"{WORDS[worst]} for {loaded['domain']}, {parts[worst]:.2f}"
-    features = method.network.classifier.embed(method.views(loaded["image"]).to(_device(method))).mean(dim=0)
+    features = method.network.classifier.embed(loaded["views"].to(_device(method))).mean(dim=0)
     return Score(value, why, parts, tuple(features.tolist()), group=loaded["domain"])
 
 

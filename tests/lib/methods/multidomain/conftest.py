@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medseg.cases import Case, load_cases
-from medseg.methods.base import Batch, TrainingSet
+from medseg.methods.base import Batch, Sample, TrainingSet
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
 from medseg.phantoms.joints import write_joints
@@ -52,11 +52,19 @@ def training_set() -> Callable[[MultiDomain, list[Case]], TrainingSet]:
 def draw_batch() -> Callable[..., Batch]:
     """Draws one batch of every stream."""
 
+    loaded: dict[tuple[int, str], Sample] = {}
+
+    def load(method: MultiDomain, case: Case) -> Sample:
+        key = (id(method), case.id)
+        if key not in loaded:
+            loaded[key] = method.load(case)
+        return loaded[key]
+
     def build(method: MultiDomain, cases: list[Case], seed: int = 0) -> Batch:
-        generator = torch.Generator().manual_seed(seed)
         batch: Batch = {}
         for stream in method.streams(cases):
-            drawn = [method.sample(method.load(case), stream.name, generator) for case in stream.cases]
+            generator = torch.Generator().manual_seed(seed)
+            drawn = [method.sample(load(method, case), stream.name, generator) for case in stream.cases]
             batch[stream.name] = {key: torch.stack([item[key] for item in drawn]) for key in drawn[0]}
         return batch
 

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from medseg.cases import Case
+from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.inference.model_folder import save_model
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
+from medseg.methods.multidomain.terms import one_hot
 from medseg.networks.domain_norm import domain_slots, slot_key
+from medseg.phantoms.joints import write_joints
 from medseg.training.initial import load_initial
+from medseg.transforms.io import read_image
 
 LABELS = {"tibia": 1, "talus": 2, "femur": 3, "humerus": 4}
 
@@ -36,6 +39,95 @@ def old(make: Any, joints: list[Case], training_set: Any, tmp_path: Path) -> Pat
 
 
 SMALL = {"patch": (32, 32), "width": 4, "domain_batch": 4, "amp": "off", "norm_batches": 2}
+
+
+def test_classifier_and_prior_of_the_old_domains_stay_while_only_the_new_one_is_shown(
+    make: Any, joints: list[Case], training_set: Any, draw_batch: Any, tmp_path: Path
+) -> None:
+    few = joints[:6]
+    settings = {**SMALL, "iterations": 40, "prior_weight": 0.1}
+    before = MultiDomain(MultiDomain.fit_config(MultiDomainConfig.from_dict(settings), few), LABELS)
+    fit(before, few, draw_batch, range(4))
+    before.begin_stage(10, training_set(before, few))
+    before.conclude(training_set(before, few))
+    save_model(tmp_path / "old", before)
+    method = extend(make, tmp_path / "old", prior_weight=0.1, freeze_share=0.5)
+    assert method.stages() == (0, 10, 20)
+
+    method.begin_stage(0, training_set(method, joints))
+    kept = {key: value.clone() for key, value in method.network.state_dict().items() if not is_new(key)}
+    fit(method, joints, draw_batch, range(3))
+
+    now = method.network.state_dict()
+    changed = {key.split(".slots.")[0] for key, value in kept.items() if not torch.equal(value, now[key])}
+    assert not changed
+    assert error_of(method, before, joints[:3]) == pytest.approx(0, abs=1e-6)
+    assert any(p.grad is not None for p in method.network.prior.own_layers("shoulder")[0].parameters())
+
+
+def test_old_domains_are_recognised_after_a_new_one_was_added_without_them(
+    make: Any, joints: list[Case], training_set: Any, draw_batch: Any, tmp_path: Path
+) -> None:
+    held_out = load_cases(write_joints(tmp_path / "held_out", 5, (32, 32, 6)))
+    held_out = [case for case in held_out if case.id.endswith(("03", "04"))]
+    before = MultiDomain(MultiDomain.fit_config(MultiDomainConfig.from_dict(SMALL), joints[:6]), LABELS)
+    fit_classifier(before, joints[:6], draw_batch)
+    before.conclude(training_set(before, joints[:6]))
+    save_model(tmp_path / "old", before)
+    method = extend(make, tmp_path / "old", cases=joints[6:])
+    new = training_set(method, joints[6:])
+    place = method.network.get_buffer("classifier.centre_d_ankle").clone()
+    method.begin_stage(12, new)
+    fit(method, joints[6:], draw_batch, range(12, 14))
+    method.conclude(new)
+
+    guesses = [method.guess_domain(read_image(case.image)) for case in held_out]
+    assert [guess.domain for guess in guesses] == [case.dataset for case in held_out]
+    assert all(guess.distance < 1 for guess in guesses)
+    assert torch.equal(method.network.get_buffer("classifier.centre_d_ankle"), place)
+
+
+def fit(method: MultiDomain, cases: list[Case], draw_batch: Any, iterations: range) -> None:
+    """A short training."""
+    optimizer = method.optimizer()
+    method.network.train()
+    for iteration in iterations:
+        optimizer.zero_grad(set_to_none=True)
+        method.training_step(draw_batch(method, cases, iteration), iteration).loss.backward()
+        optimizer.step()
+    method.network.eval()
+
+
+def fit_classifier(method: MultiDomain, cases: list[Case], draw_batch: Any) -> None:
+    """The classifier's part of a training alone; it shares no weight with the rest."""
+    optimizer = torch.optim.AdamW(method.network.classifier.parameters(), lr=5e-3)
+    for iteration in range(60):
+        batch = draw_batch(method, cases, iteration)
+        views, domains = (torch.cat([part[key] for part in batch.values()]) for key in ("view", "domain"))
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(method.network.classifier(views), domains).backward()
+        optimizer.step()
+    method.network.eval()
+
+
+def is_new(key: str) -> bool:
+    """Whether a tensor belongs to the new domain, or is no part of what was inherited."""
+    return "d_shoulder" in key
+
+
+def error_of(method: MultiDomain, before: MultiDomain, cases: list[Case]) -> float:
+    """How much worse the prior makes old masks again than it did."""
+    found = []
+    for which in (method, before):
+        which.network.prior.eval()
+        errors = []
+        for case in cases:
+            label = which.local_label(which.load(case)["label"].as_tensor(), case.dataset)
+            prob = one_hot(label.movedim(-1, 0), 3)
+            with torch.no_grad():
+                errors.append(float((which.network.prior(prob, case.dataset).softmax(1) - prob).square().mean()))
+        found.append(sum(errors))
+    return found[0] - found[1]
 
 
 def extend(make: Any, old: Path, **settings: object) -> MultiDomain:

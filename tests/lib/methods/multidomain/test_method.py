@@ -35,11 +35,29 @@ def test_domains_and_their_labels_come_from_the_cases(make: Make) -> None:
     assert method.patch_of("knee") == (32, 32)
 
 
-def test_every_stream_holds_one_domain(make: Make, joints: list[Case]) -> None:
-    streams = make().streams(joints)
-    assert [(s.name, len(s.cases), s.per_batch) for s in streams] == [(n, 3, 4) for n in ("ankle", "knee", "shoulder")]
-    pooled = make(domain_layers=False).streams(joints)
-    assert [(s.name, len(s.cases), s.per_batch) for s in pooled] == [("pooled", 9, 12)]  # as many slices in a step
+@pytest.mark.parametrize("domain_layers", [True, False])
+def test_every_domain_is_seen_equally_often_whatever_its_cases(
+    make: Make, joints: list[Case], domain_layers: bool
+) -> None:
+    few = [joints[0], *joints[3:]]
+    streams = make(few, domain_layers=domain_layers).streams(few)
+
+    assert [(s.name, len(s.cases), s.per_batch) for s in streams] == [
+        ("ankle", 1, 4),
+        ("knee", 3, 4),
+        ("shoulder", 3, 4),
+    ]
+
+
+def test_pooled_network_takes_all_domains_as_one_batch(make: Make, joints: list[Case], draw_batch: Any) -> None:
+    method = make(domain_layers=False)
+    sizes = []
+    method.network.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+
+    terms = method.training_step(draw_batch(method, joints), 0).terms
+
+    assert sizes == [9]
+    assert set(terms) == {"segmentation_pooled", "classifier"}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +116,7 @@ def test_it_learns_phantoms_of_opposite_contrast(
     optimizer = method.optimizer()
     method.network.train()
     losses = []
-    for iteration in range(40):
+    for iteration in range(70):
         output = method.training_step(draw_batch(method, joints, iteration), iteration)
         optimizer.zero_grad()
         output.loss.backward()
@@ -250,7 +268,7 @@ def test_score_is_relative_to_the_domain(make: Make, joints: list[Case], trainin
     assert all(0.2 < s.value < 0.8 for s in scores)  # training images are usual in their domain
     assert set(scores[0].parts) == {"entropy", "distance", "prior_error"}
     noisy = {**method.load(joints[0])}
-    noisy["image"] = noisy["image"] + 3 * torch.randn(noisy["image"].shape)
+    noisy["views"] = noisy["views"] + 3 * torch.randn(noisy["views"].shape)
     method.network.eval()
     with torch.no_grad():
         assert method.score(noisy).parts["distance"] > scores[0].parts["distance"]
