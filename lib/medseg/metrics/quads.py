@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -15,7 +16,10 @@ from medseg.metrics.spine_corners import directions
 Array = NDArray[np.float64]
 
 SMALLEST = 0.25
-"""Components below this share of the median area are specks, not vertebrae."""
+"""Components below this share of the median area of their neighbours (`REACH` above and below) are specks; ours."""
+
+FLOOR = 0.08
+"""So are those below this share of the median vertebra. T1 has a tenth to a third of it in the challenge's labels."""
 
 REACH = 2
 """Vertebrae above and below that tell the direction of the spine; two, because a mask may lack one or break it."""
@@ -42,11 +46,11 @@ class Quads:
         return len(self.areas)
 
 
-def quads_of_mask(mask: NDArray[np.bool_], refine: bool = False) -> Quads:
+def quads_of_mask(mask: NDArray[Any], refine: bool = False) -> Quads:
     """Corners of every component of a mask.
 
     Args:
-        mask: (x, y) with square pixels and y downwards; vertebrae do not touch.
+        mask: (x, y) with square pixels and y downwards; vertebrae do not touch, or have numbers of their own.
         refine: fit a line to each side and intersect them, instead of taking the extreme pixels.
 
     Returns:
@@ -58,24 +62,42 @@ def quads_of_mask(mask: NDArray[np.bool_], refine: bool = False) -> Quads:
     `refine`, because an extreme pixel carries the noise of one pixel and a line that of a whole side; small components
     are left out.
     """
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask, dtype=np.uint8), connectivity=4, return_N=True)
-    if count == 0:
-        return Quads(np.zeros((0, 4, 2)), np.zeros(0))
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:].astype(np.float64)
-    large = areas >= max(SMALLEST * float(np.median(_upper_half(areas))), 9.0)
+    labels, areas, large = vertebrae_of_mask(mask)
     found: list[tuple[Array, Array, float]] = []
-    for index, box in enumerate(find_objects(labels)):
-        if box is None or not large[index]:
-            continue
-        rim, hull = _outline(np.pad(labels[box] == index + 1, 1))
+    boxes = find_objects(labels)
+    for number in large:
+        box = boxes[number - 1]
+        rim, hull = _outline(np.pad(labels[box] == number, 1))
         if hull is not None:
             offset = np.array([box[0].start - 1, box[1].start - 1], dtype=np.float64)
-            found.append((rim + offset, hull + offset, areas[index]))
+            found.append((rim + offset, hull + offset, areas[number - 1]))
     found.sort(key=lambda item: float(_middle(item[1])[1]))
     downs = directions(np.array([_middle(hull) for _, hull, _ in found]).reshape(-1, 2), REACH)
     corners = [quad_of_outline(rim, hull, down, refine) for (rim, hull, _), down in zip(found, downs, strict=True)]
     stack = np.array(corners).reshape(-1, 4, 2)
-    return Quads(stack, np.array([area for _, _, area in found]), count - len(found))
+    return Quads(stack, np.array([area for _, _, area in found]), len(areas) - len(found))
+
+
+def vertebrae_of_mask(mask: NDArray[Any]) -> tuple[NDArray[Any], Array, list[int]]:
+    """Components of a mask, in which each value above 0 has its own.
+
+    Returns:
+        Number of every pixel's component (0: none), area of each component, and numbers of those that are no specks.
+    """
+    drawn = np.ascontiguousarray(mask, dtype=np.uint16)
+    labels, count = cc3d.connected_components(drawn, connectivity=4, return_N=True)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:].astype(np.float64)
+    if count == 0:
+        return labels, areas, []
+    large = np.flatnonzero(areas >= max(FLOOR * float(np.median(_upper_half(areas))), 9.0))
+    order = large[np.argsort(cc3d.statistics(labels)["centroids"][1:][large, 1], kind="stable")]
+    return labels, areas, [int(order[i]) + 1 for i in range(len(order)) if _is_vertebra(areas[order], i)]
+
+
+def _is_vertebra(areas: Array, index: int) -> bool:
+    """Whether a component is not much smaller than those around it in (N,) areas from top to bottom."""
+    near = areas[max(index - REACH, 0) : index + REACH + 1]
+    return bool(areas[index] >= SMALLEST * np.median(near))
 
 
 def quad_of_outline(rim: Array, hull: Array, down: Array, refine: bool = False) -> Array:

@@ -12,8 +12,14 @@ from medseg.errors import UnusableInputError
 from medseg.metrics.overlap import overlap_metrics
 from medseg.metrics.surface import average_surface_distance, hd95, surface_distances, worst_distance
 
-LOWER_IS_BETTER = ("hd95", "asd", "volume_difference", "missed", "extent_error", "false_positive", "entropy")
+LOWER_IS_BETTER = (
+    *("hd95", "asd", "volume_difference", "missed", "extent_error", "false_positive", "entropy", "radial_error"),
+    *("smape", "mae", "cmae", "manhattan", "euclidean", "chebyshev", "count_failure", "refused"),
+)
 """Prefixes of the metrics of which a smaller value is the better one."""
+
+NO_BETTER_SIDE = ("found_", "true_")
+"""Prefixes of values that stand beside the metrics and are none."""
 
 
 def segmentation_metrics(
@@ -67,9 +73,9 @@ def mean_table(cases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([metrics[key] for metrics in cases.values() if key in metrics])) for key in keys}
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of one of the metrics above is the better one."""
-    return not metric.startswith(LOWER_IS_BETTER)
+def higher_is_better(metric: str) -> bool | None:
+    """Whether a larger value of one of the metrics above is the better one; None for a value without a better side."""
+    return None if metric.startswith(NO_BETTER_SIDE) else not metric.startswith(LOWER_IS_BETTER)
 
 
 def _check(pred: NDArray[Any], truth: NDArray[Any], spacing: Sequence[float] | None) -> None:

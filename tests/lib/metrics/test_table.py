@@ -120,7 +120,17 @@ def test_mean_skips_cases_without_the_metric():
     assert mean == {"dice": 0.75, "dice_right": 0.5}
 
 
-@pytest.mark.parametrize(("metric", "higher"), [("dice", True), ("jaccard_left", True), ("hd95_mm", False)])
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [
+        *[(name, True) for name in ("dice", "jaccard_left", "vertebra_dice")],
+        *[
+            (name, False)
+            for name in ("hd95_mm", "smape", "smape_geometry", "mae_1", "cmae", "count_failure", "refused")
+        ],
+        *[(name, None) for name in ("found_max", "true_third")],
+    ],
+)
 def test_direction_of_metrics(metric, higher):
     assert higher_is_better(metric) is higher
 

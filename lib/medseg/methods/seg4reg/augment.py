@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Placement:
 
 
 def draw_placement(height: int, generator: torch.Generator) -> Placement:
-    """A random placement for a picture of `height` rows."""
+    """A random placement for a picture of `height` rows; see `keep_inside` for what it may cut off."""
     turn, zoom, x, y, flip = torch.rand(5, generator=generator).tolist()
     return Placement(
         turn=(2 * turn - 1) * TURN,
@@ -44,6 +45,44 @@ def draw_placement(height: int, generator: torch.Generator) -> Placement:
         shift=((2 * x - 1) * SHIFT * height, (2 * y - 1) * SHIFT * height),
         mirror=flip < 0.5,
     )
+
+
+def keep_inside(
+    placement: Placement, points: torch.Tensor | None, shape: Sequence[int], size: tuple[int, int]
+) -> Placement:
+    """A placement with a smaller zoom and another shift where it would cut off vertebrae, whose angles are the label.
+
+    Args:
+        placement: as drawn.
+        points: (N, 2) pixels of the picture that must stay on the grid; None: nobody knows where the vertebrae are, and
+            the picture is neither enlarged nor moved over the border.
+        shape: (x, y) of the picture.
+        size: (x, y) of the grid.
+    """
+    room = torch.tensor(size, dtype=torch.float32) - 1
+    if points is None:
+        zoom = min(placement.zoom, 1.0)
+        reach = ((room + 1 - zoom * torch.tensor(shape)) / 2).clamp_min(0).tolist()
+        x, y = (min(max(move, -far), far) for move, far in zip(placement.shift, reach, strict=True))
+        return replace(placement, zoom=zoom, shift=(x, y))
+    moved = move_points(points, shape, size, replace(placement, shift=(0.0, 0.0)))
+    share = float((room / (moved.amax(dim=0) - moved.amin(dim=0)).clamp_min(1)).min().clamp_max(1))
+    smaller = replace(placement, zoom=placement.zoom * share, shift=(0.0, 0.0))
+    moved = move_points(points, shape, size, smaller)
+    wanted = torch.tensor(placement.shift)
+    x, y = torch.minimum(torch.maximum(wanted, -moved.amin(dim=0)), room - moved.amax(dim=0)).tolist()
+    return replace(smaller, shift=(x, y))
+
+
+def move_points(
+    points: torch.Tensor, shape: Sequence[int], size: tuple[int, int], placement: Placement
+) -> torch.Tensor:
+    """Where `place` brings pixels (N, 2) of a picture of `shape` on a grid of `size`."""
+    x, y = (points.float() - (torch.tensor(shape) - 1) / 2).unbind(dim=1)
+    x = -x if placement.mirror else x
+    cos, sin = (f(math.radians(placement.turn)) * placement.zoom for f in (math.cos, math.sin))
+    centre = (torch.tensor(size) - 1) / 2 + torch.tensor(placement.shift)
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1) + centre
 
 
 def place(tensor: torch.Tensor, size: tuple[int, int], placement: Placement, mode: str = "bilinear") -> torch.Tensor:

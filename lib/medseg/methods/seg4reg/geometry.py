@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +65,12 @@ class SpineGeometry:
 
 
 def measure_mask(
-    mask: NDArray[np.bool_], spacing: tuple[float, float], limits: Limits = Limits(), refine: bool = False
+    mask: NDArray[Any], spacing: tuple[float, float], limits: Limits = Limits(), refine: bool = False
 ) -> SpineGeometry:
     """Angles of a mask of vertebrae.
 
     Args:
-        mask: (x, y), y downwards.
+        mask: (x, y), y downwards; one value, or a number for each vertebra.
         spacing: size of a pixel along both axes; only their ratio matters.
         limits: believed counts.
         refine: see `quads_of_mask`.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import cc3d
 import numpy as np
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from medseg.cases import Case
 from medseg.methods.base import Prediction
-from medseg.methods.seg4reg.geometry import measure_mask
+from medseg.methods.seg4reg.geometry import Limits, measure_mask
 from medseg.methods.seg4reg.report import ORDER, read_path
 from medseg.methods.seg4reg.targets import VERTEBRA, Truth, draw_spine, read_truth
 from medseg.metrics.overlap import overlap_metrics
+from medseg.metrics.quads import quads_of_mask, vertebrae_of_mask
 from medseg.metrics.smape import angle_errors, smape
 from medseg.transforms.grid import spacing_of
 from medseg.transforms.io import read_image
@@ -40,7 +40,7 @@ def judge(method: Seg4Reg, prediction: Prediction, case: Case, truth: MetaTensor
     image = read_image(case.image)
     known = read_truth(case, image)
     drawn = true_mask(known, image, truth)
-    angles = _true_angles(method, known, truth, drawn)
+    angles = true_angles(known, truth, method.limits)
     metrics: dict[str, float] = {}
     if not np.isnan(angles).all():
         found = read_path(prediction.measurements, "")
@@ -60,51 +60,50 @@ def judge(method: Seg4Reg, prediction: Prediction, case: Case, truth: MetaTensor
         count = prediction.measurements["vertebrae"].value
         metrics["refused"] = float(not method.limits.lowest <= count <= method.limits.highest)
         if drawn is not None:
-            metrics |= mask_metrics(mask, drawn)
+            metrics |= mask_metrics(mask, drawn, None if known.corners is None else len(known.corners))
     return metrics
 
 
-def mask_metrics(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[str, float]:
-    """`dice`, `jaccard`, `vertebra_dice` and `count_failure` of a mask (x, y) against the true one."""
-    overlap = overlap_metrics(mask, truth) if mask.any() or truth.any() else {"dice": 1.0, "jaccard": 1.0}
-    true_parts, true_count = _components(truth)
-    parts, count = _components(mask)
+def mask_metrics(mask: NDArray[np.bool_], truth: NDArray[Any], count: int | None = None) -> dict[str, float]:
+    """`dice`, `jaccard`, `vertebra_dice` and `count_failure` of a mask (x, y) against the true one.
+
+    Args:
+        mask: predicted.
+        truth: true, one value or a number for each vertebra; like the prediction's, its specks count as none.
+        count: known number of vertebrae; None: of the true mask.
+    """
+    overlap = overlap_metrics(mask, truth > 0) if mask.any() or truth.any() else {"dice": 1.0, "jaccard": 1.0}
+    true_parts, _, true_numbers = vertebrae_of_mask(truth)
+    parts, areas, _ = vertebrae_of_mask(mask)
     scores = []
-    for index in range(1, true_count + 1):
-        inside = true_parts == index
-        met = np.bincount(parts[inside], minlength=count + 1)
-        best = int(met[1:].argmax()) + 1 if count and met[1:].any() else 0
-        scores.append(2 * met[best] / (inside.sum() + (parts == best).sum()) if best else 0.0)
-    mean = float(np.mean(scores)) if scores else overlap["dice"]
+    for number in true_numbers:
+        inside = true_parts == number
+        met = np.bincount(parts[inside], minlength=len(areas) + 1)[1:]
+        best = int(met.argmax()) if met.any() else None
+        scores.append(0.0 if best is None else 2 * met[best] / (inside.sum() + areas[best]))
+    found, wanted = len(quads_of_mask(mask)), len(quads_of_mask(truth)) if count is None else count
     return {
         "dice": overlap["dice"],
         "jaccard": overlap["jaccard"],
-        "vertebra_dice": mean,
-        "count_failure": float(measure_mask(mask, (1.0, 1.0)).count != true_count),
+        "vertebra_dice": float(np.mean(scores)) if scores else overlap["dice"],
+        "count_failure": float(found != wanted),
     }
 
 
-def _true_angles(
-    method: Seg4Reg, known: Truth, truth: MetaTensor | None, drawn: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    """Stored angles, else those of a true mask with a believable number of vertebrae."""
-    if not np.isnan(known.angles).all() or truth is None or drawn is None:
+def true_angles(known: Truth, truth: MetaTensor | None, limits: Limits) -> NDArray[np.float64]:
+    """(3,) degrees: stored angles, else those of a true mask with a believable number of vertebrae; else NaN."""
+    if not np.isnan(known.angles).all() or truth is None:
         return known.angles
     spacing = spacing_of(truth)
-    found = measure_mask(drawn, (spacing[0], spacing[1]), method.limits)
+    found = measure_mask(truth.as_tensor()[0].numpy(), (spacing[0], spacing[1]), limits)
     return np.array(found.cobb.angles) if found.trusted and found.cobb is not None else known.angles
 
 
-def true_mask(known: Truth, image: MetaTensor, truth: MetaTensor | None) -> NDArray[np.bool_] | None:
-    """A drawn mask (x, y), else one drawn from the corners; None where neither is known."""
+def true_mask(known: Truth, image: MetaTensor, truth: MetaTensor | None) -> NDArray[Any] | None:
+    """A drawn mask (x, y) as it is numbered, else one drawn from the corners; None where neither is known."""
     if truth is not None:
-        given: NDArray[Any] = truth.as_tensor()[0].numpy() > 0
+        given: NDArray[Any] = truth.as_tensor()[0].numpy()
         return given
     if known.corners is None:
         return None
     return draw_spine(known.corners, (image.shape[1], image.shape[2])) == VERTEBRA
-
-
-def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask, np.uint8), connectivity=4, return_N=True)
-    return labels, int(count)

@@ -26,7 +26,7 @@ from medseg.methods.base import (
     TrainingSet,
 )
 from medseg.methods.patches import normalised_entropy
-from medseg.methods.seg4reg.augment import Placement, change_contrast, draw_placement, moved_tilts, place
+from medseg.methods.seg4reg.augment import Placement, change_contrast, draw_placement, keep_inside, moved_tilts, place
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.disagreement import score_paths
 from medseg.methods.seg4reg.fusion import Paths
@@ -131,7 +131,7 @@ class Seg4Reg(Method):
 
         Returns:
             `image` (2, x, y); where known `label` (1, x, y) uint8 (background, vertebra, gap), `angles` (3,) degrees
-            with NaN where unknown, `tilts` (17,) degrees.
+            with NaN where unknown, `tilts` (17,) degrees, `inside` (N, 2) corners of vertebrae in pixels of `image`.
 
         Raises:
             UnusableInputError: not a 2D image, or smaller than 32 pixels.
@@ -153,27 +153,34 @@ class Seg4Reg(Method):
         if truth.corners is not None:
             corners = to_grid_indices(truth.corners.reshape(-1, 2), image, grey).reshape(-1, 4, 2)
             loaded["tilts"] = torch.from_numpy(tilts(corners)).float()
+            loaded["inside"] = torch.from_numpy(corners.reshape(-1, 2)).float()
             loaded["label"] = _label(draw_spine(corners, size), grey)
         if case.label is not None:
             self._add_mask(loaded, case, image, grey)
         return loaded
 
     def _add_mask(self, loaded: Sample, case: Case, image: MetaTensor, grey: MetaTensor) -> None:
-        """A drawn mask wins over one drawn from corners; it gives the angles where nobody else does."""
-        mask = read_label(case, image, self.labels, strict=False)
-        given = mask.as_tensor()[0].numpy() > 0
+        """A drawn mask wins over one drawn from corners; it gives the angles that nobody else tells."""
+        given = read_label(case, image, self.labels, strict=False).as_tensor()[0].numpy()
         quads, spacing = quads_of_mask(given), spacing_of(image)
-        share = working_copy(MetaTensor(torch.from_numpy(given)[None].float(), affine=image.affine), grey.shape[2])
-        corners = to_grid_indices(quads.corners.reshape(-1, 2), image, grey).reshape(-1, 4, 2)
-        loaded["label"] = _label(close_gaps(share.as_tensor()[0].numpy() > 0.5, corners), grey)
+        plain = MetaTensor(torch.from_numpy(given > 0)[None].float(), affine=image.affine)
+        share = working_copy(plain, grey.shape[2]).as_tensor()[0].numpy()
+        corners = to_grid_indices(quads.corners.reshape(-1, 2), image, grey)
+        loaded["label"] = _label(close_gaps(share > 0.5, corners.reshape(-1, 4, 2)), grey)
+        if len(quads):
+            loaded["inside"] = torch.from_numpy(corners).float()
         found = measure_quads(quads, (spacing[0], spacing[1]), given.shape[1], self.limits)
-        if "angles" not in loaded and found.trusted and found.cobb is not None:
-            loaded["angles"] = torch.tensor(found.cobb.angles)
+        if found.trusted and found.cobb is not None:
+            measured = torch.tensor(found.cobb.angles)
+            said = loaded.get("angles", torch.full((3,), math.nan))
+            loaded["angles"] = torch.where(said.isnan(), measured, said)
 
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """One case on the networks' grid, augmented; flags tell which labels it has."""
         size = self.config.size
         placement = draw_placement(size[1], generator) if self.config.augment else Placement()
+        if stream == "labelled":
+            placement = keep_inside(placement, loaded.get("inside"), loaded["image"].shape[1:], size)
         image = place(loaded["image"].as_tensor(), size, placement)
         if self.config.augment:
             image = change_contrast(image, generator)

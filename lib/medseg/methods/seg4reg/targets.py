@@ -6,6 +6,7 @@ import itertools
 import logging
 from dataclasses import dataclass
 
+import cc3d
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -114,19 +115,47 @@ def draw_spine(corners: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
         corners: (N, 4, 2) in pixel indices of the result.
         size: (x, y).
 
-    Neighbours that touch or overlap are kept apart by a line of two pixels, so that each vertebra is one component.
+    Neighbours that touch or overlap are kept apart by a line of two pixels, and of a vertebra that is cut by it or
+    covered by the next one only the largest piece stays, so that each vertebra is one component.
     """
-    canvas = Image.new("L", size)
+    canvas = Image.new("I", size)
     pencil = ImageDraw.Draw(canvas)
     for above, below in itertools.pairwise(corners):
-        pencil.polygon(_ring(above[2], above[3], below[1], below[0]), fill=GAP)
-    for quad in corners:
-        pencil.polygon(_ring(quad[0], quad[1], quad[3], quad[2]), fill=VERTEBRA)
+        pencil.polygon(_ring(above[2], above[3], below[1], below[0]), fill=-1)
+    for number, quad in enumerate(corners, start=1):
+        pencil.polygon(_ring(quad[0], quad[1], quad[3], quad[2]), fill=number)
     for above, below in itertools.pairwise(corners):
         left, right = (above[2] + below[0]) / 2, (above[3] + below[1]) / 2
         reach = 0.15 * (right - left)
-        pencil.line(_ring(left - reach, right + reach), fill=GAP, width=2)
-    return np.asarray(canvas).T.copy()
+        pencil.line(_ring(left - reach, right + reach), fill=-1, width=2)
+    numbers = _apart(np.asarray(canvas).T)
+    classes = np.where(numbers < 0, GAP, np.where(_largest_pieces(numbers), VERTEBRA, BACKGROUND)).astype(np.uint8)
+    classes[(numbers > 0) & (classes == BACKGROUND)] = GAP
+    return classes
+
+
+def _apart(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Numbers without the pixels that touch a lower number above 0; they become -1."""
+    kept = numbers.copy()
+    for axis in (0, 1):
+        one, two = np.moveaxis(numbers, axis, 0)[:-1], np.moveaxis(numbers, axis, 0)[1:]
+        touching = (one > 0) & (two > 0) & (one != two)
+        for own, side in ((one, slice(None, -1)), (two, slice(1, None))):
+            view = np.moveaxis(kept, axis, 0)[side]
+            view[touching & (own == np.maximum(one, two))] = -1
+    return kept
+
+
+def _largest_pieces(numbers: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where the largest connected piece of each number above 0 lies."""
+    drawn = np.ascontiguousarray(np.maximum(numbers, 0).astype(np.uint32))
+    pieces, count = cc3d.connected_components(drawn, connectivity=4, return_N=True)
+    areas = np.bincount(pieces.ravel(), minlength=count + 1)
+    owners = np.zeros(count + 1, np.int64)
+    owners[pieces.ravel()] = drawn.ravel()
+    order = np.lexsort((areas, owners))  # the last piece of each owner is its largest
+    largest = order[np.flatnonzero(np.diff(np.append(owners[order], owners.max() + 1)))]
+    return np.asarray(np.isin(pieces, largest[owners[largest] > 0]))
 
 
 def close_gaps(mask: NDArray[np.bool_], quads: Array) -> NDArray[np.uint8]:

@@ -101,12 +101,14 @@ def test_labels_are_what_is_there(cases: list[Case], tmp_path: Path) -> None:
     Image.fromarray((draw_spine(spine.corners, (80, 192)) == VERTEBRA).T.astype(np.uint8) * 255).save(path)
     mask_only = replace(cases[0], weak=None, label=path)
 
-    assert {"image", "label", "angles", "tilts"} == set(method.load(corners))
+    assert {"image", "label", "angles", "tilts", "inside"} == set(method.load(corners))
     assert {"image", "angles"} == set(method.load(angles_only))
     assert method.load(angles_only)["angles"].isnan().tolist() == [False, True, True]
-    assert {"image", "label", "angles"} == set(method.load(mask_only))
+    assert {"image", "label", "angles", "inside"} == set(method.load(mask_only))
     assert {"image"} == set(method.load(Seg4Reg.hide_label(corners)))
     assert method.load(mask_only)["angles"].numpy() == pytest.approx(spine.angles, abs=8)
+    both = method.load(replace(angles_only, label=path))["angles"].numpy()  # a reader's angle, and the mask's others
+    assert both == pytest.approx([30, *method.load(mask_only)["angles"].tolist()[1:]])
     assert [Seg4Reg.is_labelled(c) for c in (corners, angles_only, mask_only, Seg4Reg.hide_label(corners))] == [
         True, True, True, False,
     ]  # fmt: skip
