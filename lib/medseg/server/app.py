@@ -176,7 +176,11 @@ class MedsegApp(MONAILabelApp):
         if file and not uploaded and is_true(asked.get("save_label")):
             tag = asked.get("label_tag") or "original"
             info = {"model": name, "params": result, "client_id": str(asked.get("client_id") or "")}
-            saved = datastore.save_label(image, file, tag, info)
+            try:
+                saved = datastore.save_label(image, file, tag, info)
+            except Exception:
+                Path(file).unlink(missing_ok=True)  # nobody learns of it
+                raise
         return {"label": saved or file, "tag": asked.get("label_tag") or "original", "file": file, "params": result}
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> Any:

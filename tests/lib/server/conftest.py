@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,4 +55,12 @@ def plain_study(tmp_path: Path, write_nifti: WriteNifti) -> Path:
         mask = np.zeros((6, 7, 5), np.uint8)
         mask[2:4, 2:4, 2:4] = 1
         write_nifti(folder / "labels" / f"{name}.nii.gz", mask)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Temporary files of a test, among them the results that a caller has to remove, lie where pytest removes them."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder

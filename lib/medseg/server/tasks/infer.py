@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,10 @@ class MedsegInfer(InferTask):
         ready = time.perf_counter()
         prediction = self._predict(loaded, case)
         predicted = time.perf_counter()
-        file = self._write(prediction, case, request)
         result = self._result(prediction, loaded, request.get("image_id"))
         if is_true(request.get("uncertainty")) and prediction.uncertainty is not None:
             result["uncertainty"] = self._keep_uncertainty(prediction.uncertainty, case.id)
+        file = self._write(prediction, case, request)  # last: whatever fails before leaves no file behind
         ended = time.perf_counter()
         latencies = {"load": ready - started, "infer": predicted - ready, "write": ended - predicted}
         result["latencies"] = {k: round(v, 3) for k, v in {**latencies, "total": ended - started}.items()}
@@ -193,15 +194,10 @@ class MedsegInfer(InferTask):
             torch.from_numpy(prediction.mask.as_tensor().cpu().numpy().astype(np.dtype(dtype))),
             affine=prediction.mask.affine,
         )
-        handle, name = tempfile.mkstemp(prefix="medseg-", suffix=extension)
-        os.close(handle)
-        try:
+        with result_file(extension) as name:
             write_volume(Path(name), mask)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        if request.get("result_compress") is False and extension in (".nrrd", ".mha"):
-            sitk.WriteImage(sitk.ReadImage(name), name, useCompression=False)
+            if request.get("result_compress") is False and extension in (".nrrd", ".mha"):
+                sitk.WriteImage(sitk.ReadImage(name), name, useCompression=False)
         return name
 
     def _result(self, prediction: Prediction, loaded: Loaded, identifier: str | None) -> dict[str, Any]:
@@ -253,9 +249,21 @@ class MarkupInfer(MedsegInfer):
         self._config.pop("uncertainty", None)
 
     def _write(self, prediction: Prediction, case: Case, request: Mapping[str, Any]) -> str | None:
-        handle, name = tempfile.mkstemp(prefix="medseg-", suffix=".mrk.json")
-        os.close(handle)
-        return str(write_json(Path(name), markups_json(prediction.markups)))
+        with result_file(".mrk.json") as name:
+            write_json(Path(name), markups_json(prediction.markups))
+        return name
+
+
+@contextlib.contextmanager
+def result_file(suffix: str) -> Iterator[str]:
+    """A new file, which whoever asked for the inference removes; where writing it fails, it is removed at once."""
+    handle, name = tempfile.mkstemp(prefix="medseg-", suffix=suffix)
+    os.close(handle)
+    try:
+        yield name
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _as_requested(case: Case, request: Mapping[str, Any]) -> Case:

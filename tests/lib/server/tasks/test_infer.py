@@ -12,6 +12,7 @@ import torch
 
 from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError, NotFoundError
+from medseg.server.tasks import infer as infer_module
 from medseg.server.tasks.infer import _as_requested
 from medseg.transforms.io import read_image, read_mask
 
@@ -173,3 +174,23 @@ def test_damaged_image_is_named(trained_app: Any, tmp_path: Path) -> None:
 def test_domain_of_a_request_wins_unless_it_is_left_open(sent: object, expected: str) -> None:
     known = Case("a", Path("a.nii.gz"), domain="vb1")
     assert _as_requested(known, {"domain": sent}).domain == expected
+
+
+@pytest.mark.parametrize("broken", ["write_volume", "uncertainty", "save_label"])
+def test_an_inference_that_fails_leaves_no_file_behind(
+    trained_app: Any, monkeypatch: pytest.MonkeyPatch, temporary: Path, broken: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if broken == "write_volume":
+        monkeypatch.setattr(infer_module, "write_volume", fail)
+    elif broken == "uncertainty":
+        monkeypatch.setattr(trained_app._infers["supervised"], "_keep_uncertainty", fail)
+    else:
+        monkeypatch.setattr(trained_app.datastore(), "save_label", fail)
+
+    with pytest.raises(OSError, match="No space left"):
+        infer(trained_app, uncertainty=True, save_label=True)
+
+    assert list(temporary.glob("medseg-*")) == []
