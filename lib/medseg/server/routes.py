@@ -154,7 +154,7 @@ def _job(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _local(app: Any) -> Any:
-    """The datastore of a folder; a DICOMweb server keeps its own history."""
+    """The datastore, where it is ours; XNAT and DSA keep what they keep."""
     if not hasattr(app.datastore(), "label_history"):
-        raise MedsegError("label history is kept for folder studies only; this study is a DICOMweb server")
+        raise MedsegError("label history is kept for folders and DICOMweb archives; this is an XNAT or DSA server")
     return app.datastore()
