@@ -326,7 +326,7 @@ class DicomWebDatastore(MedsegDatastore):
     def _look(self, stored: Collection[str] = (), author: str = "") -> list[str]:
         """Take up what is new in the archive, some of it stored just now; the images that got a label."""
         started = time.monotonic()
-        segs = {e.uid: e for e in self.archive.series(Modality="SEG")}
+        segs = {e.uid: e for e in self.archive.series(Modality="SEG") if e.modality == "SEG"}  # some ignore conditions
         images = {e.uid: e for e in self.archive.images() if e.modality in self._modalities}
         with self._store.writing():
             self._folders.catalogue.set_images(images)
