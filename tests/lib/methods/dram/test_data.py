@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from medseg.cases import Case
 from medseg.errors import UnusableInputError
 from medseg.inference.predictor import Predictor
+from medseg.methods.base import TrainingSet
 from medseg.methods.dram.data import guess_window, lesion_label, lung_label
 from medseg.methods.dram.derive import derive_extents
 from medseg.methods.dram.method import DRAM
@@ -267,6 +269,42 @@ def test_six_thirds_of_a_ct_in_hu(data_dir: Path) -> None:
     true = (thirds >= 9) & (thirds <= 14)
 
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.85
+
+
+def test_opacities_painted_into_a_real_ct(
+    data_dir: Path, build: Callable[..., DRAM], training_set: Callable[..., TrainingSet], tmp_path: Path
+) -> None:
+    """Ground glass of known percentage: what is measured, what is read, and what the start map makes of it."""
+    percent = {9: 0.0, 10: 5.0, 11: 10.0, 12: 20.0, 13: 40.0, 14: 60.0}
+    folder = data_dir / "chest_ct_hu"
+    image, stored = read_image(folder / "ct-64.nrrd"), read_mask(folder / "lm-64.nrrd")
+    values, affine = image.as_tensor()[0].numpy().copy(), image.affine.numpy()
+    regions = (stored.as_tensor()[0].numpy().astype(np.int64) % 256).astype(np.uint8)  # the low byte names the third
+    field = gaussian_filter(np.random.default_rng(0).normal(size=values.shape), 3)
+    lesion = np.zeros(values.shape, np.uint8)
+    for index, share in percent.items():
+        voxels = np.flatnonzero(regions == index)
+        count = round(len(voxels) * share / 100)
+        lesion.flat[voxels[np.argsort(-field.flat[voxels])[:count]]] = 1
+    values[lesion == 1] = np.maximum(values[lesion == 1], -450)
+    files = {"image": values, "label": lesion, "regions": regions}
+    case = Case("ct", **{key: write_grid(tmp_path / f"{key}.nii.gz", v, affine) for key, v in files.items()})
+
+    weak = derive_extents(case, {"lesion": 1})
+    method = build({"lesion": 1}, masks="extents", iterations=10, final_share=0.5, attention=False, crf=False)
+    training = training_set(method, case)
+    method.begin_stage(0, training)
+    method.begin_stage(5, training)
+
+    assert weak is not None
+    assert {int(key): value for key, value in weak.extent.items()} == pytest.approx(percent, abs=0.02)
+    loaded = training.load(case)
+    low, high, _ = loaded["extents"]
+    assert all(float(low[i]) <= p / 100 + 1e-4 and p / 100 - 1e-4 <= float(high[i]) for i, p in percent.items())
+    painted = build({"lesion": 1}).load(case)["label"].as_tensor() == 1
+    found, known = method.pseudo["ct"] == 1, method.pseudo["ct"] != 255
+    iou = float((found & painted).sum() / ((found | painted) & known).sum())
+    assert iou > 0.6  # random voxels of the same percentages: 0.3
 
 
 def test_a_judged_prediction_knows_the_lungs_and_nothing_else(

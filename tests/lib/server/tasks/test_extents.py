@@ -70,15 +70,17 @@ def test_extents_alone_train_validate_and_give_masks_to_correct(make_extent_app:
 
 def test_a_corrected_mask_renews_the_extents(make_extent_app: Any, tmp_path: Path) -> None:
     app = make_extent_app()
-    app.datastore().update_image_info("chest_0", {"weak": {"extent": {"left_lower": 99}, "source": "reader"}})
+    app.datastore().update_image_info(
+        "chest_0", {"weak": {"extent": {"left_lower": 99}, "source": "reader", "by": "ann"}}
+    )
     chest = make_chest(0, SHAPE)
     mask = write_grid(tmp_path / "mask.nii.gz", chest.mask, chest.affine)
 
-    app.datastore().save_label("chest_0", str(mask), "final", {})
+    app.datastore().save_label("chest_0", str(mask), "final", {"client_id": "eve"})
     app.on_save_label("chest_0", "chest_0")
 
     weak = app.datastore().get_image_info("chest_0")["weak"]
-    assert weak["source"] == "mask"
+    assert (weak["source"], weak["by"]) == ("mask", "eve")
     assert weak["extent"]["left_lower"] == pytest.approx(true_percent(chest)[1], abs=1e-3)
     assert app.study.settings.config("dram").masks == "voxels"  # type: ignore[attr-defined]
 
