@@ -143,7 +143,8 @@ class MedsegInfer(InferTask):
         """Predict.
 
         Returns:
-            Path of the mask file, which the caller removes (None: the method makes no mask), and the result.
+            Path of the mask's file, or of markups where the method makes no mask, which the caller removes (None: there is
+            neither); and the result.
 
         Raises:
             MedsegError: no model, unreadable image, unknown device or format.
@@ -183,8 +184,8 @@ class MedsegInfer(InferTask):
             ) from error
 
     def _write(self, prediction: Prediction, case: Case, request: Mapping[str, Any]) -> str | None:
-        if prediction.mask is None:
-            return None
+        if prediction.mask is None:  # Slicer's client fails on a reply without a file
+            return _write_markups(prediction) if prediction.markups else None
         extension = _extension(request.get("result_extension"), case.image)
         dtype = _choice(request.get("result_dtype"), DTYPES, "result_dtype") or "uint8"
         highest = int(prediction.mask.max())
@@ -249,9 +250,13 @@ class MarkupInfer(MedsegInfer):
         self._config.pop("uncertainty", None)
 
     def _write(self, prediction: Prediction, case: Case, request: Mapping[str, Any]) -> str | None:
-        with result_file(".mrk.json") as name:
-            write_json(Path(name), markups_json(prediction.markups))
-        return name
+        return _write_markups(prediction)
+
+
+def _write_markups(prediction: Prediction) -> str:
+    with result_file(".mrk.json") as name:
+        write_json(Path(name), markups_json(prediction.markups))
+    return name
 
 
 @contextlib.contextmanager
