@@ -143,8 +143,8 @@ class MedsegInfer(InferTask):
         """Predict.
 
         Returns:
-            Path of the mask's file, or of markups where the method makes no mask, which the caller removes (None: there is
-            neither); and the result.
+            Path of the mask's file, or of markups where the method makes no mask (None: there is neither), which the
+            caller removes; and the result.
 
         Raises:
             MedsegError: no model, unreadable image, unknown device or format.
