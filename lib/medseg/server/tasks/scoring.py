@@ -1,4 +1,8 @@
-"""Acquisition scores over any Method, for the unlabelled images whose score is missing or out of date."""
+"""Acquisition scores over any Method, for the unlabelled images whose score is missing or out of date.
+
+A method that describes images (`Method.describes`) describes the labelled ones as well, whichever model was served when
+they were labelled: what they cover is asked for no more.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +42,21 @@ class MedsegScoring(ScoringMethod):
         self.cache = ChampionCache(study, method)
 
     def due(self) -> list[str]:
-        """Unlabelled images without a current score; empty while there is no model."""
+        """Images of the pool without a current score; empty while there is no model."""
         champion = self.cache.champion()
         if champion is None:
             return []
-        stamps = self.study.stamps(self.study.unlabelled())
-        return self.study.scores(self.method).outdated(stamps, champion.number)
+        return self.study.scores(self.method).outdated(self.study.stamps(self._pool()), champion.number)
 
     def state(self) -> tuple[int | None, frozenset[str]]:
-        """The present model version and the unlabelled images: while they stay, there is little new to score."""
+        """The present model version and the images of the pool: while they stay, there is little new to score."""
         champion = self.cache.champion()
-        return (champion.number if champion else None), frozenset(self.study.unlabelled())
+        return (champion.number if champion else None), frozenset(self._pool())
+
+    def _pool(self) -> list[str]:
+        """Ids of the images to score."""
+        labelled = self.study.labelled() if method_class(self.method).describes else []
+        return sorted({*self.study.unlabelled(), *labelled})
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Score what is due.
@@ -63,9 +71,9 @@ class MedsegScoring(ScoringMethod):
         champion = self.cache.require()
         store = self.study.scores(self.method)
         with file_lock(store.path.with_suffix(".lock"), timeout=1.0):
-            stamps = self.study.stamps(self.study.unlabelled())
+            stamps = self.study.stamps(self._pool())
             due = list(stamps) if request.get("force") else store.outdated(stamps, champion.number)
-            logger.info("scoring %d of %d unlabelled images with %s version %d", len(due), len(stamps), self.method,
+            logger.info("scoring %d of %d images with %s version %d", len(due), len(stamps), self.method,
                         champion.number)  # fmt: skip
             failed = 0
             if due:

@@ -1,0 +1,88 @@
+"""From no label at all to a first model: pretrain, describe, choose, mark one image, start another method from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medseg.files import read_json
+from medseg.methods.local_discrimination.points import to_world
+from medseg.phantoms.study import StudyOptions, write_study
+from medseg.server.app import MedsegApp
+from medseg.transforms.io import read_image, write_volume
+
+METHOD = "local_discrimination"
+CONF = {
+    "models": f"{METHOD},supervised",
+    "init": f"champion:{METHOD}",
+    "set": "iterations=3,epoch_iterations=3,patch=24,24,16,amp=off",
+    f"{METHOD}.width": "4",
+    f"{METHOD}.embedding": "8",
+    f"{METHOD}.pyramid": "1",
+    "device": "cpu",
+    "tracking_uri": "off",
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> MedsegApp:
+    """Five volumes, none with a label."""
+    study = write_study(tmp_path / "study", count=5, labelled=0, options=StudyOptions(shape=(24, 24, 16)))
+    return MedsegApp(str(tmp_path / "app"), str(study), {**CONF, "model_dir": str(tmp_path / "model")})
+
+
+def train(app: Any, method: str) -> dict[str, Any]:
+    decision: dict[str, Any] = app.train({"model": method})["decision"]
+    return decision
+
+
+def save_mask(app: Any, image: str, tmp_path: Path) -> None:
+    mask = torch.zeros(1, 24, 24, 16, dtype=torch.uint8)
+    mask[:, 6:14, 6:14, 4:10] = 1
+    read = read_image(app.study.image(image))
+    read.set_array(mask)
+    path = write_volume(tmp_path / f"{image}-mask.nii.gz", read)
+    app.datastore().save_label(image, str(path), "final", {"label_info": [{"name": "atrium", "idx": 1}]})
+    app.on_save_label(image, image)
+
+
+def test_from_no_label_to_a_first_model(app: Any, tmp_path: Path) -> None:
+    first = train(app, METHOD)
+    scored = app.scoring({"method": METHOD})
+    chosen = app.next_sample({"strategy": "typicality", "client_id": "ann"})
+    save_mask(app, chosen["id"], tmp_path)
+    again = app.scoring({"method": METHOD, "force": True})
+    second = train(app, "supervised")
+
+    assert first["published"]
+    assert first["labelled"] == 0
+    assert (scored["scored"], scored["failed"]) == (5, 0)
+    assert "typical" in chosen["why"]
+    assert again["scored"] == 5  # the labelled one is described as well
+    assert app.study.scores(METHOD).all()[chosen["id"]].features
+    assert (second["published"], second["labelled"]) == (True, 1)
+    (run,) = (app.study.folder / "supervised" / "runs").iterdir()
+    config = read_json(run / "config.json")["config"]
+    assert (config["width"], config["norm"], config["network"]) == (4, "instance", "vnet")
+
+
+def test_one_marked_image_is_a_template_for_all_others(app: Any) -> None:
+    image = read_image(app.study.image("organ_000"))
+    point = to_world(torch.tensor([[12.0, 11.0, 7.0]]), image)[0].tolist()
+    app.datastore().update_image_info("organ_000", {"weak": {"landmarks": {"tip": point}, "landmark_unit": "mm"}})
+
+    train(app, METHOD)
+    reply = app.infer({"model": f"{METHOD}_markups", "image": "organ_000"})
+
+    (run,) = (app.study.folder / METHOD / "runs").iterdir()
+    assert len(read_json(run / "cases.json")) == 5
+    assert read_json(run / "config.json")["config"]["templates"] == 1
+    (markup,) = read_json(Path(reply["file"]))["markups"]
+    (found,) = markup["controlPoints"]
+    assert found["label"] == "tip"
+    assert markup["coordinateSystem"] == "LPS"
+    expected = [-point[0], -point[1], point[2]]
+    assert torch.dist(torch.tensor(found["position"]), torch.tensor(expected)) < 3.0  # mm, of itself
