@@ -18,8 +18,16 @@ from PIL import Image
 from medseg.cases import IMAGE_SUFFIXES, image_suffix
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.files import write_atomically
+from medseg.transforms.radiograph import is_picture, pixel_size
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_TAGS = {
+    "modality": "0008|0060",
+    "orientation": "0020|0037",
+    "pixel": "0028|0030",
+    "imager": "0018|1164",
+    "aspect": "0028|0034",
+}
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -27,8 +35,8 @@ def read_image(path: Path) -> MetaTensor:
     """Read an image as float32.
 
     Returns:
-        (C, *grid) with affine: 4x4 in mm for volumes, 3x3 in pixels for pictures, 3x3 in mm for DICOM radiographs. Axes
-        are (x, y[, z]).
+        (C, *grid) with affine: 4x4 in mm for volumes, 3x3 in pixels for pictures, 3x3 in mm for DICOM radiographs (in
+        pixels where the header tells only their aspect). Axes are (x, y[, z]).
 
     Raises:
         NotFoundError: no such file.
@@ -171,14 +179,17 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     dimension = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
-    if dimension == 3 and len(array) == 1 and _is_projection(path):
+    spacing = image.GetSpacing()[:2]
+    header = _dicom_header(path) if dimension == 3 and len(array) == 1 else None
+    if header and is_picture(header["modality"], header["orientation"]):
         array, dimension = array[0], 2
+        spacing = pixel_size(*(_numbers(header[key]) for key in ("pixel", "imager", "aspect")))
     array = np.moveaxis(array, -1, 0)
     array = array.transpose(0, *range(dimension, 0, -1))
     if dimension == 4 and array.shape[0] == 1:  # a series of volumes: its members are channels, as in NIfTI
         array = np.moveaxis(array[0], -1, 0)
     if dimension == 2:
-        return array, np.diag([*image.GetSpacing()[:2], 1.0])
+        return array, np.diag([*spacing, 1.0])
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)
     affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
@@ -186,20 +197,26 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return array, LPS_TO_RAS @ affine
 
 
-def _is_projection(path: Path) -> bool:
-    """Whether a DICOM file, or the first of a folder, is a picture without a place in space: CR, DX, a capture.
+def _dicom_header(path: Path) -> dict[str, str] | None:
+    """What tells pictures from slices in a DICOM file, or in the first of a folder; None for other formats.
 
-    ITK reads every DICOM file as a volume. It also turns MONOCHROME1 into MONOCHROME2, so bones are bright.
+    ITK reads every DICOM file as a volume, and knows no size of a radiograph's pixels but at the detector. It also
+    turns MONOCHROME1 into MONOCHROME2, so bones are bright.
     """
     file = path
     if path.is_dir():
         file = Path(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))[0])
     elif (image_suffix(path) or "").lower() != ".dcm":
-        return False
+        return None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
-    return not (reader.HasMetaDataKey("0020|0037") and reader.GetMetaData("0020|0037").strip())
+    return {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for name, tag in _TAGS.items()}
+
+
+def _numbers(value: str) -> list[float]:
+    """Numbers of a DICOM text such as 0.4\\0.2."""
+    return [float(part) for part in value.split("\\") if part.strip()]
 
 
 def _to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:

@@ -291,6 +291,39 @@ def test_a_dicom_radiograph_is_a_picture_with_millimetres(tmp_path: Path) -> Non
     assert image.affine.tolist() == [[0.2, 0, 0], [0, 0.4, 0], [0, 0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("facts", "spacing"),
+    [
+        ({"PixelSpacing": ["0.4", "0.2"]}, (0.2, 0.4)),
+        ({"PixelSpacing": ["0.4", "0.2"], "ImagerPixelSpacing": ["0.5", "0.25"]}, (0.2, 0.4)),
+        ({"ImagerPixelSpacing": ["0.5", "0.25"], "PixelAspectRatio": ["1", "1"]}, (0.25, 0.5)),
+        ({"PixelAspectRatio": ["2", "1"]}, (1, 2)),
+        (
+            {"ImagerPixelSpacing": ["0.4", "0.2"], "ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"]},
+            (0.2, 0.4),
+        ),
+        ({}, (1, 1)),
+    ],
+)
+def test_sizes_of_pixels_as_devices_write_them(
+    facts: dict[str, list[str]], spacing: tuple[float, float], tmp_path: Path
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    file = radiograph(tmp_path / "a.dcm", np.arange(60 * 40, dtype=np.uint16).reshape(60, 40))
+    header = pydicom.dcmread(file)
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"):
+        if name in header:
+            delattr(header, name)
+    for name, value in facts.items():
+        setattr(header, name, value)
+    header.save_as(file)
+
+    image = read_image(file)
+
+    assert image.shape == (1, 40, 60)
+    assert image.affine.diagonal().tolist() == pytest.approx([*spacing, 1])
+
+
 def test_an_inverted_radiograph_is_turned_to_bright_bones(tmp_path: Path) -> None:
     pixels = np.arange(60 * 40, dtype=np.uint16).reshape(60, 40)
 

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 
 from medseg.errors import UnusableInputError
 from medseg.server.dicom.grid import DEFAULT_ORIENTATION, SeriesGrid, Slice, normal_of
+from medseg.transforms.radiograph import is_picture, pixel_size
 
 SAME_PLACE = 1e-3  # ours: mm; closer planes are repetitions of one place (phases, echoes)
 
@@ -80,10 +81,8 @@ def read_series(files: Sequence[Path]) -> Series:
     if int(first.get("SamplesPerPixel", 1)) != 1:
         raise UnusableInputError("the series is in colour; medseg reads grey images from an archive")
     planes, remarks = _one_stack([plane for file, ds in images for plane in _planes(file, ds)])
-    grid = _grid(planes)
+    grid = _grid(planes, is_picture(str(first.get("Modality", "")), planes[0].orientation))
     array = _pixels(planes)
-    if str(first.get("PhotometricInterpretation", "")) == "MONOCHROME1":
-        array = array.max() + array.min() - array  # such radiographs store bright as low; viewers show them turned
     header = Dataset()
     for key in KEPT:
         if key in first:
@@ -101,7 +100,7 @@ def _planes(file: Path, ds: Dataset) -> Iterator[_Plane]:
         groups = [frames[index], shared] if frames and index < len(frames) else [shared]
         position = _find(ds, groups, "PlanePositionSequence", "ImagePositionPatient")
         orientation = _find(ds, groups, "PlaneOrientationSequence", "ImageOrientationPatient")
-        spacing = _find(ds, groups, "PixelMeasuresSequence", "PixelSpacing") or ds.get("ImagerPixelSpacing") or (1, 1)
+        spacing = _find(ds, groups, "PixelMeasuresSequence", "PixelSpacing")
         thickness = _find(ds, groups, "PixelMeasuresSequence", "SpacingBetweenSlices") or _find(
             ds, groups, "PixelMeasuresSequence", "SliceThickness"
         )
@@ -112,7 +111,12 @@ def _planes(file: Path, ds: Dataset) -> Iterator[_Plane]:
             columns=int(ds.Columns),
             orientation=_floats(orientation) if orientation and len(orientation) == 6 else None,
             position=_floats(position)[:3] if position and len(position) == 3 else None,  # type: ignore[arg-type]
-            spacing=(float(spacing[1]), float(spacing[0])),
+            spacing=pixel_size(
+                *(
+                    _floats(v) if v else None
+                    for v in (spacing, ds.get("ImagerPixelSpacing"), ds.get("PixelAspectRatio"))
+                )
+            ),
             thickness=abs(float(thickness or 0)) or 1.0,
             instance=str(ds.SOPInstanceUID),
             sop_class=str(ds.SOPClassUID),
@@ -165,7 +169,7 @@ def _one_stack(planes: list[_Plane]) -> tuple[list[_Plane], tuple[str, ...]]:
     return [plane for plane, new in zip(stack, fresh, strict=True) if new], tuple(remarks)
 
 
-def _grid(planes: Sequence[_Plane]) -> SeriesGrid:
+def _grid(planes: Sequence[_Plane], picture: bool) -> SeriesGrid:
     first = planes[0]
     return SeriesGrid(
         columns=first.columns,
@@ -174,7 +178,7 @@ def _grid(planes: Sequence[_Plane]) -> SeriesGrid:
         spacing=first.spacing,
         thickness=first.thickness,
         slices=tuple(Slice(p.instance, p.sop_class, p.frame, p.position or (0.0, 0.0, 0.0)) for p in planes),
-        placed=first.position is not None and first.orientation is not None,
+        placed=first.position is not None and first.orientation is not None and not (picture and len(planes) == 1),
     )
 
 
@@ -191,6 +195,7 @@ def _pixels(planes: Sequence[_Plane]) -> np.ndarray:
 
 
 def _decode(file: Path) -> np.ndarray:
+    """(frames, rows, columns); GDCM applies the rescaling, and turns MONOCHROME1 so that bones are bright."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))

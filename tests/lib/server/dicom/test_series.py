@@ -11,6 +11,7 @@ from pydicom.uid import EnhancedMRImageStorage, EnhancedPETImageStorage
 from medseg.errors import UnusableInputError
 from medseg.server.dicom.grid import SeriesGrid
 from medseg.server.dicom.series import read_series
+from medseg.transforms.io import read_image
 
 AFFINE = np.diag([-1.5, -2.0, 3.0, 1.0])
 AFFINE[:3, 3] = (10.0, 20.0, -30.0)
@@ -82,6 +83,26 @@ def test_multi_frame_objects_read_like_their_single_frames(data_dir: Path) -> No
     np.testing.assert_array_equal(one.volume.numpy(), many.volume.numpy())
     np.testing.assert_allclose(one.volume.affine.numpy(), many.volume.affine.numpy(), atol=1e-6)
     assert [s.frame for s in one.grid.slices] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("placed", [False, True])
+def test_an_archive_reads_a_radiograph_like_a_file(
+    data_dir: Path, tmp_path: Path, photometric: str, placed: bool
+) -> None:
+    ds = pydicom.dcmread(data_dir / "dicom" / "highdicom" / "dx_image.dcm")
+    ds.PhotometricInterpretation = photometric
+    ds.PixelSpacing = ["0.4", "0.2"]
+    if placed:
+        ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 0, -1], [5, 6, 7]
+    ds.save_as(tmp_path / "a.dcm")
+
+    series = read_series([tmp_path / "a.dcm"])
+
+    file = read_image(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(series.volume.numpy(), file.numpy())
+    assert series.volume.affine.diagonal().tolist() == file.affine.diagonal().tolist() == [0.2, 0.4, 1]
+    assert float(series.volume.max()) > float(series.volume.min())
 
 
 def test_a_radiograph_is_a_picture(data_dir: Path) -> None:
