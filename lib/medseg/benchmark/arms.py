@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from medseg.benchmark.recorder import SLICES, evaluate_recorded, save_overlays, thin_picture
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError
-from medseg.inference.evaluation import evaluate
 from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
 from medseg.methods.base import Arm, ArmGroup, Method, MethodConfig
+from medseg.reports.overlays import Overlay, cut_overlay
 from medseg.training.run import TrainingJob, train
 from medseg.training.settings import build_config, find_preset
 
@@ -66,6 +67,8 @@ class ArmContext:
         out: folder of this run.
         training_cases: labelled and unlabelled cases; the latter come without their mask.
         held_out_cases: cases to report on.
+        metric: the group's, for titles.
+        pictures: file that takes slices of the predictions for the report; None: no pictures of this run.
     """
 
     method: type[Method]
@@ -77,6 +80,8 @@ class ArmContext:
     out: Path
     training_cases: tuple[Case, ...]
     held_out_cases: tuple[Case, ...]
+    metric: str = ""
+    pictures: Path | None = None
 
     def train(
         self,
@@ -108,8 +113,13 @@ class ArmContext:
         return Predictor.from_folder(folder, self.device)
 
     def evaluate(self, predictor: Predictor) -> dict[str, dict[str, float]]:
-        """Metrics of the held-out cases."""
-        return evaluate(predictor, self.held_out_cases).cases
+        """Metrics of the held-out cases, and pictures for the report."""
+        return evaluate_recorded(predictor, self.held_out_cases, self.metric, self.pictures).cases
+
+    def keep(self, overlays: Mapping[str, Overlay]) -> None:
+        """Pictures for the report of an arm that evaluates by itself, by id of the case."""
+        if self.pictures is not None:
+            save_overlays(self.pictures, {k: thin_picture(cut_overlay(v, SLICES)) for k, v in overlays.items()})
 
 
 def choose_arms(kind: type[Method], request: BenchmarkRequest) -> tuple[str, ArmGroup, tuple[Arm, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from medseg.cases import Case
 from medseg.files import write_atomically
+from medseg.inference.evaluation import Evaluation, evaluate
 from medseg.inference.predictor import Predictor
 from medseg.methods.base import Method, Prediction
 from medseg.reports.overlays import Overlay, cut_overlay
@@ -20,6 +22,12 @@ from medseg.transforms.io import read_image
 
 LARGEST_PICTURE = 640
 """Pixels along the longer axis of a picture that are kept."""
+
+SLICES = 3
+"""Slices of a volume that are kept."""
+
+OVERLAYS = "overlays.npz"
+"""Name of the file in a trial's folder."""
 
 PARTS = ("image", "truth", "prediction", "uncertainty")
 
@@ -53,7 +61,36 @@ class RecordingPredictor(Predictor):
             title=title,
             layers={k: to_canonical(v).as_tensor()[0].numpy() for k, v in self.layers(case).items()},
         )
-        self.slices[case.id] = thin_picture(cut_overlay(whole, 3))
+        self.slices[case.id] = thin_picture(cut_overlay(whole, SLICES))
+
+
+def evaluate_recorded(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    metric: str,
+    file: Path | None,
+    progress: Callable[[Case, dict[str, float]], object] = lambda case, values: None,
+) -> Evaluation:
+    """Evaluate a model and keep slices of every case for the report.
+
+    Args:
+        predictor: the model.
+        cases: held-out cases.
+        metric: named with its value in the title of every picture.
+        file: where the slices go (`save_overlays`); None keeps none.
+        progress: called after each case.
+    """
+    recording = RecordingPredictor(predictor.method, str(predictor.device))
+
+    def after(case: Case, values: dict[str, float]) -> None:
+        progress(case, values)
+        if file is not None:
+            recording.record(case, f"{case.id}, {metric} {values.get(metric, float('nan')):.4f}")
+
+    found = evaluate(recording, cases, after)
+    if file is not None:
+        save_overlays(file, recording.slices)
+    return found
 
 
 def thin_picture(overlay: Overlay) -> Overlay:

@@ -10,7 +10,7 @@ from typing import Any
 
 from medseg.benchmark.costs import extra_blocks
 from medseg.benchmark.plan import Benchmark
-from medseg.benchmark.recorder import load_overlay
+from medseg.benchmark.recorder import OVERLAYS, load_overlay
 from medseg.benchmark.tables import group_table, ratio_table
 from medseg.benchmark.trial import Trial
 from medseg.methods import method_class
@@ -223,7 +223,7 @@ def _places(count: int) -> dict[str, int]:
 
 
 def _overlay(trial: Trial, case: str, labels: Mapping[str, int]) -> Plot | None:
-    overlay = load_overlay(trial.out / "overlays.npz", case)
+    overlay = load_overlay(trial.out / OVERLAYS, case)
     return Plot(draw_overlay(overlay, labels), overlay.title) if overlay else None
 
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from medseg.benchmark.arms import ArmContext, ArmResult
-from medseg.benchmark.recorder import RecordingPredictor, save_overlays
+from medseg.benchmark.recorder import OVERLAYS, evaluate_recorded
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.files import read_json, write_json
-from medseg.inference.evaluation import evaluate
-from medseg.inference.model_folder import load_model
+from medseg.inference.predictor import Predictor
 from medseg.methods import method_class
 from medseg.methods.base import Arm, MethodConfig
 from medseg.networks.measure import peak_mb
@@ -72,6 +71,11 @@ class Trial:
     def name(self) -> str:
         """Name of the trial's folder."""
         return self.out.name
+
+    @property
+    def pictures(self) -> Path | None:
+        """Where slices of the predictions go; None where the report shows none of this trial."""
+        return self.out / OVERLAYS if self.overlays else None
 
     @property
     def seed(self) -> int:
@@ -134,7 +138,7 @@ def _train_and_evaluate(trial: Trial, config: MethodConfig, parent: int | None) 
         trial.trained, config, trial.labels, trial.training, (), trial.out, trial.device, resume=True, watch_pids=watch
     )
     metrics = train(job)
-    predictor = RecordingPredictor(load_model(trial.out, trial.device), trial.device)
+    predictor = Predictor.from_folder(trial.out, trial.device)
     headline = method_class(trial.method).arm_groups[trial.group].metric
     started = time.monotonic()
 
@@ -144,13 +148,9 @@ def _train_and_evaluate(trial: Trial, config: MethodConfig, parent: int | None) 
                 f"evaluation of {trial.name} stopped because process {parent}, which asked for it, is gone"
             )
         log.info("%s: %s %s %.4f", trial.name, case.id, headline, values.get(headline, float("nan")))
-        if trial.overlays:
-            predictor.record(case, f"{case.id}, {headline} {values.get(headline, float('nan')):.4f}")
 
-    found = evaluate(predictor, trial.held_out, after)
+    found = evaluate_recorded(predictor, trial.held_out, headline, trial.pictures, after)
     seconds = time.monotonic() - started
-    if trial.overlays:
-        save_overlays(trial.out / "overlays.npz", predictor.slices)
     return {
         "cases": found.cases,
         "mean": None,
@@ -179,6 +179,8 @@ def _call_arm(trial: Trial, arm: Arm, config: MethodConfig) -> dict[str, Any]:
         out=trial.out,
         training_cases=trial.training,
         held_out_cases=trial.held_out,
+        metric=method_class(trial.method).arm_groups[trial.group].metric,
+        pictures=trial.pictures,
     )
     started = time.monotonic()
     result = ArmResult.of(arm.run(context))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from medseg.errors import MedsegError
 from medseg.losses.patch_discrimination import FORMS
@@ -52,6 +53,7 @@ class LocalDiscriminationConfig(PatchConfig):
     appearance: float = 1.0  # ours: strength of intensity changes
 
     # shape prior (card sec. 7)
+    files: ClassVar[frozenset[str]] = frozenset({"init", "shapes"})
     shapes: str | None = None  # folder of binary masks; their first label is then segmented without any label
     shape_weight: float = 1.0  # ours
     targets: tuple[int, ...] = (1, 2)  # labels that are the shape, where masks tell how well it is found: both lungs

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 from torch import nn
@@ -33,6 +34,7 @@ from medseg.methods.local_discrimination.appearance import vary_appearance
 from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.network import EmbeddingNet
+from medseg.methods.local_discrimination.pictures import embedding_colours, landmark_figure
 from medseg.methods.local_discrimination.points import names_of, pixel_size, voxels_of
 from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
 from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
@@ -279,6 +281,19 @@ class LocalDiscrimination(PatchMethod):
         known = {key for values in cases.values() for key in values}
         figure = next((key for key, wanted in asked.items() if wanted and key in known), "retrieval")
         return {case: values[figure] for case, values in cases.items() if figure in values}
+
+    def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
+        """The landmarks, where there are some and no mask."""
+        if prediction.mask is not None or not prediction.markups or not prediction.markups[0].points:
+            return None
+        return landmark_figure(prediction.markups[0], image, title)
+
+    @torch.no_grad()
+    def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
+        """The embedding: its three principal components in this image."""
+        image = loaded["image"].as_tensor()[None].to(self.network.prototypes.device)
+        (colours,) = embedding_colours([self.network.dense(self.network.maps(image))[0][0]])
+        return {f"embedding {number}": plane for number, plane in enumerate(colours, start=1)}
 
     @torch.no_grad()
     def score(self, loaded: Sample) -> Score:

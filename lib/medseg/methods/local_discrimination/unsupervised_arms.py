@@ -24,8 +24,11 @@ from medseg.errors import MedsegError
 from medseg.methods.base import Arm
 from medseg.methods.local_discrimination.arms import fine_tuning, simulate_vessels, told
 from medseg.methods.local_discrimination.fields import body
+from medseg.methods.local_discrimination.pictures import shown
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu_mask
 from medseg.metrics.table import segmentation_metrics
+from medseg.reports.overlays import Overlay
+from medseg.transforms.grid import spacing_of
 from medseg.transforms.io import PICTURES, read_image, read_mask, write_volume
 
 log = logging.getLogger(__name__)
@@ -99,12 +102,11 @@ def other_images(cases: Sequence[Case], seed: int) -> list[Case]:
 def classical(ctx: Any, find: Callable[[Any, Mask, bool, int], Mask]) -> dict[str, Any]:
     """A threshold for each held-out image; the training masks only tell whether to look for thin or broad things."""
     thin = is_thin([target_mask(case, ctx.config.targets) for case in _masked(ctx.training_cases)])
-    cases = {}
-    for case in ctx.held_out_cases:
-        image = read_image(case.image)
-        mask = find(image.numpy().astype(np.float64), body(image).numpy(), thin, ctx.seed)
-        cases[case.id] = judge(case, mask, ctx.config.targets)
-    return {"cases": cases, "thin": thin}
+
+    def answer(case: Case, image: MetaTensor, inside: Mask) -> Mask:
+        return find(image.numpy().astype(np.float64), inside, thin, ctx.seed)
+
+    return {"cases": _judge_all(ctx, answer), "thin": thin}
 
 
 def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any]:
@@ -125,18 +127,37 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
         predictor = ctx.train(fine_tuning(ctx, first), model.name, cases=guessed, method="supervised")
     elif refine:
         log.warning("nothing was found in any of %d training images; the first masks stay as they are", len(images))
-    cases = {}
-    for case in ctx.held_out_cases:
-        mask = predictor.predict(case).mask[0].numpy() == 1
-        cases[case.id] = judge(case, mask & body(read_image(case.image)).numpy(), ctx.config.targets)
+
+    def answer(case: Case, image: MetaTensor, inside: Mask) -> Mask:
+        return (predictor.predict(case).mask[0].numpy() == 1) & inside
+
     return {
-        "cases": cases,
+        "cases": _judge_all(ctx, answer),
         "labelled": [],
         "shapes": sorted(path.name for path in shapes.iterdir()),
         "pictures": sorted(case.id for case in pictured),
         "refined_on": len(guessed),
         **(told(model, first) if guessed else told(first) | {"iterations": 0}),
     }
+
+
+def _judge_all(ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask]) -> dict[str, dict[str, float]]:
+    """Metrics of the held-out cases, and their pictures."""
+    cases, pictures = {}, {}
+    for case in ctx.held_out_cases:
+        image = read_image(case.image)
+        mask = answer(case, image, body(image).numpy())
+        cases[case.id] = judge(case, mask, ctx.config.targets)
+        title = f"{case.id}, {ANSWER}: Dice {cases[case.id]['dice']:.4f}"
+        pictures[case.id] = Overlay(
+            image=shown(image),
+            truth=target_mask(case, ctx.config.targets).astype(np.uint8),
+            prediction=mask.astype(np.uint8),
+            spacing=spacing_of(image),
+            title=title,
+        )
+    ctx.keep(pictures)
+    return cases
 
 
 def judge(case: Case, mask: Mask, targets: Sequence[int]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.benchmark.arms import ArmContext
+from medseg.benchmark.recorder import load_overlay
 from medseg.cases import load_cases
 from medseg.errors import MedsegError
 from medseg.methods.local_discrimination import arms, unsupervised_arms
@@ -65,6 +66,7 @@ def context(folder: Path, out: Path, arm: str, seed: int = 0, held_out: int = 2,
         out=out / "runs" / arm,
         training_cases=tuple(cases[held_out:]),
         held_out_cases=tuple(cases[:held_out]),
+        pictures=out / "runs" / arm / "overlays.npz",
     )
 
 
@@ -166,6 +168,10 @@ def test_classical_arms_find_dark_vessels(vessels: Path, tmp_path: Path) -> None
     assert results["otsu"]["thin"]
     assert mean_table(results["otsu"]["cases"])["dice"] > 0.6
     assert mean_table(results["kmeans"]["cases"])["dice"] > 0.4
+    drawn = load_overlay(tmp_path / "runs" / "otsu" / "overlays.npz", "v00")
+    assert drawn is not None
+    assert drawn.truth is not None
+    assert 0.4 < drawn.prediction.sum() / drawn.truth.sum() < 2.5
     assert "hd95_px" in results["otsu"]["cases"]["v00"]
     assert not any(key.endswith("_mm") for key in results["otsu"]["cases"]["v00"])
 
