@@ -12,6 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medseg.errors import UnusableInputError
 
+ANGLES = ("angle_1", "angle_2", "angle_3", "max", "second", "third", "pt", "mt", "tl")
+"""Known names of angles: Cobb angles in the challenge's order, in two spellings, and anatomical ones."""
+
+SAME_ANGLE = (("angle_1", "max"), ("angle_2", "second"), ("angle_3", "third"))
+ROUNDED = 0.5
+"""Degrees by which the first angle, the largest one, may be smaller than another; ours: readers round."""
+
 Extent = float | tuple[float, float]
 
 
@@ -21,7 +28,7 @@ class WeakLabels(BaseModel):
     Attributes:
         extent: share of a region that is lesion, by region id or name: a percentage in [0, 100] or [low, high].
         scores: ordinal score 0..5 of a region, by region id or name; the method's table makes intervals of them.
-        angles: named angles in degrees.
+        angles: angles in degrees by name, one of `ANGLES`; `angle_max`, `cobb_max` and `MAX` are read as `max`.
         landmarks: named points, in voxel or pixel indices of the image (x, y[, z]) or mm, see `landmark_unit`.
         domain: name of the imaging domain (scanner, joint, sequence).
         source: where the labels come from, for example `reader`, `table`, `mask`.
@@ -59,10 +66,21 @@ class WeakLabels(BaseModel):
     @field_validator("angles")
     @classmethod
     def _check_angles(cls, angles: dict[str, float]) -> dict[str, float]:
+        found: dict[str, float] = {}
         for name, value in angles.items():
             if not 0 <= value <= 180:
                 raise ValueError(f"angle {name} is {value}; give degrees in 0..180")
-        return angles
+            known = _angle_name(name)
+            if known in found:
+                raise ValueError(f"angle {known} is told twice; keep one of them")
+            found[known] = value
+        told = [next((found[name] for name in names if name in found), None) for names in SAME_ANGLE]
+        if any(names[0] in found and names[1] in found for names in SAME_ANGLE):
+            raise ValueError("one angle is told in two spellings, as angle_1 and as max; keep one of them")
+        largest = max((value for value in told[1:] if value is not None), default=0)
+        if told[0] is not None and told[0] + ROUNDED < largest:
+            raise ValueError(f"the first angle is {told[0]:g}, but another {largest:g}; the first is the largest one")
+        return found
 
     @field_validator("landmarks")
     @classmethod
@@ -80,6 +98,15 @@ class WeakLabels(BaseModel):
         if unit not in ("px", "mm"):
             raise ValueError(f"landmark_unit is {unit!r}; give 'px' or 'mm'")
         return unit
+
+
+def _angle_name(name: str) -> str:
+    """The known name that is meant."""
+    lower = name.lower()
+    for known in (lower, lower.removeprefix("angle_"), lower.removeprefix("cobb_")):
+        if known in ANGLES:
+            return known
+    raise ValueError(f"there is no angle {name!r}; known angles: {', '.join(ANGLES)}")
 
 
 def parse_weak(value: Any, where: str) -> WeakLabels:

@@ -66,7 +66,7 @@ def test_damaged_index_is_one_sentence(tmp_path: Path) -> None:
 
 def test_saved_list_comes_back_equal(tmp_path: Path) -> None:
     cases = [
-        Case("a", Path("a.nii"), label=Path("m.nii"), weak=WeakLabels(angles={"main": 12.5}), domain="d", patient="p"),
+        Case("a", Path("a.nii"), label=Path("m.nii"), weak=WeakLabels(angles={"max": 12.5}), domain="d", patient="p"),
         Case("b", Path("b.nii"), regions=Path("r.nii"), dataset="set"),
     ]
 
@@ -121,12 +121,12 @@ def test_bad_row_leaves_nothing_half_imported(tmp_path: Path) -> None:
 
 def test_index_of_the_server_wins_over_the_table(tmp_path: Path) -> None:
     table(tmp_path, "image,patient,domain,angle_1\na,p1,T1,10\nb,p1,T1,10\n")
-    info = {"weak": {"angles": {"main": 33}, "source": "reader"}, "patient": "p9"}
+    info = {"weak": {"angles": {"max": 33}, "source": "reader"}, "patient": "p9"}
     (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": {"a": {"image": {"info": info}}}}))
 
     a, b, _ = load_cases(tmp_path)
 
-    assert a.weak == WeakLabels(angles={"main": 33.0}, source="reader")
+    assert a.weak == WeakLabels(angles={"max": 33.0}, source="reader")
     assert (a.patient, a.domain) == ("p9", "T1")
     assert b.weak is not None
     assert (b.weak.angles, b.patient) == ({"angle_1": 10.0}, "p1")

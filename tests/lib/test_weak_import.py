@@ -62,7 +62,7 @@ def test_no_file_and_no_row_that_says_anything(tmp_path: Path) -> None:
 
 
 def test_a_row_replaces_the_extents_and_leaves_the_rest(tmp_path: Path) -> None:
-    before = WeakLabels(extent={"1": 5}, scores={"2": 1}, angles={"x": 3}, source="reader", by="ann")
+    before = WeakLabels(extent={"1": 5}, scores={"2": 1}, angles={"max": 3}, source="reader", by="ann")
     row = read_weak_table(table(tmp_path, "image,extent_3", "a,7"), IMAGES)["a"]
 
     weak = merged(before, row)
@@ -70,7 +70,7 @@ def test_a_row_replaces_the_extents_and_leaves_the_rest(tmp_path: Path) -> None:
     assert weak is not None
     assert weak.extent == {"3": 7.0}
     assert weak.scores == {}
-    assert weak.angles == {"x": 3.0}
+    assert weak.angles == {"max": 3.0}
     assert (weak.source, weak.by) == ("table", None)  # nobody signed the new extents
 
 

@@ -38,10 +38,10 @@ def test_row_becomes_weak_labels_patient_and_domain(tmp_path: Path) -> None:
 
 
 def test_angles_and_landmarks_keep_the_order_of_their_columns(tmp_path: Path) -> None:
-    weak = read(tmp_path, "image,angle_2,angle_10,angle_1,y9,x9,x10,y10\na,20,100,10,1,2,3,4\n")["a"].weak
+    weak = read(tmp_path, "image,angle_2,angle_1,angle_3,y9,x9,x10,y10\na,20,100,10,1,2,3,4\n")["a"].weak
 
     assert weak is not None
-    assert list(weak.angles.items()) == [("angle_2", 20.0), ("angle_10", 100.0), ("angle_1", 10.0)]
+    assert list(weak.angles.items()) == [("angle_2", 20.0), ("angle_1", 100.0), ("angle_3", 10.0)]
     assert list(weak.landmarks.items()) == [("9", (2.0, 1.0)), ("10", (3.0, 4.0))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> li
     Args:
         datastore: of a studies folder.
         file: CSV, see `medseg.weak_table`.
-        only_missing: leave alone images that have extents or scores already (a table that is read at every start must
-            not undo what readers changed since).
+        only_missing: of an image leave alone the kinds of labels that it has already (a table that is read at every
+            start must not undo what readers changed since).
 
     Returns:
         Ids of the images that were updated.
@@ -37,7 +38,8 @@ def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> li
     changes: dict[str, dict[str, Any]] = {}
     for identifier, row in read_weak_table(file, images).items():
         before = _present(datastore, identifier)
-        if only_missing and before and (before.extent or before.scores):
+        row = unsaid(row, before) if only_missing and before else row
+        if row.weak is None and before and only_missing:
             continue
         _check_row(datastore, identifier, row)
         weak = merged(before, row)
@@ -47,6 +49,14 @@ def import_weak(datastore: Any, file: Path, *, only_missing: bool = False) -> li
         datastore.update_image_info(identifier, info)
     logger.info("weak labels of %d images were read from %s", len(changes), file)
     return list(changes)
+
+
+def unsaid(row: TableRow, before: WeakLabels) -> TableRow:
+    """What a row says beyond what is known of its image. Extents and scores are one kind: two forms of one reading."""
+    known = before.model_dump()
+    known["extent"] = known["scores"] = {**before.extent, **before.scores}
+    labels = {kind: {} if known[kind] else values for kind, values in row.labels.items()}
+    return replace(row, labels=labels, domain=None if before.domain else row.domain)
 
 
 def derive_weak(study: Study, image_id: str, author: str = "") -> dict[str, WeakLabels]:

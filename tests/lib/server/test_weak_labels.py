@@ -112,6 +112,19 @@ def test_at_start_only_what_is_missing_is_filled(study: Path) -> None:
     assert store.get_image_info("c0")["weak"]["extent"] == {"1": 77.0}
 
 
+def test_a_readers_angles_and_points_are_not_undone_at_the_next_start(study: Path) -> None:
+    store = MedsegDatastore(study)
+    store.update_image_info("c0", {"weak": {"angles": {"max": 55.0}, "source": "reader", "by": "ann"}})
+    file = table(study, "image,angle_1,extent_1", "c0,40,10", "c1,30,20")
+
+    first, again = (import_weak(store, file, only_missing=True) for _ in range(2))
+
+    found = store.get_image_info("c0")["weak"]
+    assert (first, again) == (["c0", "c1"], [])
+    assert found["angles"] == {"max": 55.0}
+    assert found["extent"] == {"1": 10.0}
+
+
 def test_a_finished_mask_renews_the_extents(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from medseg.methods.dram.method import DRAM
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -55,6 +56,8 @@ from medseg.reports.page import Block
 from medseg.transforms.grid import spacing_of
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
+
+logger = logging.getLogger(__name__)
 
 
 class Seg4Reg(Method):
@@ -116,6 +119,9 @@ class Seg4Reg(Method):
         """Cases with any label; those with none only where the triangle can use them."""
         labelled = tuple(case for case in cases if self.is_labelled(case))
         rest = tuple(case for case in cases if not self.is_labelled(case))
+        idle = [case.id for case in rest if case.weak is not None and case.weak.angles]
+        if idle:
+            logger.warning("the angles of %s tell nothing: give pt, mt and tl together, or the largest as max", idle)
         if not labelled:
             raise MedsegError(
                 f"Seg4Reg+ needs at least 1 case with a mask, angles or the corners of 17 vertebrae, got 0 among "

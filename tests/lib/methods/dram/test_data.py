@@ -167,7 +167,7 @@ def lesion_only(case: Case, folder: Path) -> Path:
 def test_a_judged_prediction_does_not_know_the_readers_extents(
     write_case: Callable, build: Callable[..., DRAM]
 ) -> None:
-    case, _ = write_case(4, regions=True, weak={"extent": {"left_lower": 95}, "angles": {"a": 1}, "source": "reader"})
+    case, _ = write_case(4, regions=True, weak={"extent": {"left_lower": 95}, "angles": {"max": 1}, "source": "reader"})
     method = build()
 
     judged, typed = method.visible(case), method.visible(replace(case, label=None))
@@ -234,7 +234,7 @@ def test_window_of_hu_and_of_eight_bits(write_case: Callable) -> None:
 
 
 def test_extents_derived_from_a_finished_mask(write_case: Callable) -> None:
-    case, chest = write_case(9, regions=True, weak={"extent": {"1": 99}, "angles": {"a": 1}, "source": "reader"})
+    case, chest = write_case(9, regions=True, weak={"extent": {"1": 99}, "angles": {"max": 1}, "source": "reader"})
 
     weak = derive_extents(case, LABELS)
 

@@ -277,7 +277,7 @@ def test_scores_prefer_images_without_extents_and_say_why(write_case: Callable, 
 
 def test_labelled_by_mask_or_extents_and_hidden(write_case: Callable) -> None:
     bare, _ = write_case(5, mask=False)
-    weak = replace(bare, weak=WeakLabels(scores={"1": 2}, angles={"a": 3}))
+    weak = replace(bare, weak=WeakLabels(scores={"1": 2}, angles={"max": 3}))
 
     assert not DRAM.is_labelled(bare)
     assert DRAM.is_labelled(weak)
