@@ -24,6 +24,7 @@ from medseg.server.intake import FINAL, clean_image_info, clean_info, conform, h
 from medseg.server.journal import make_entry, now
 from medseg.server.label_file import image_grid
 from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
+from medseg.server.slicer_points import take_markups
 from medseg.server.store import Snapshot, StudyStore
 from medseg.server.weak_regions import check_weak_regions
 
@@ -135,14 +136,15 @@ class MedsegDatastore(LocalDatastore):
         return identifier
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Overwrite keys of an image's info; a `weak` object is checked first.
+        """Overwrite keys of an image's info; a `weak` object is checked first, markups in it become landmarks.
 
         Raises:
             NotFoundError: no such image.
             UnusableInputError: names the field of `weak` that is wrong, or a region that the region mask does not have.
         """
         identifier = check_image_id(image_id)
-        values = clean_image_info(info, identifier)
+        told = take_markups(info, f"image {identifier}", lambda: Path(self.get_image_uri(identifier)))
+        values = clean_image_info(told, identifier)
         self._find(identifier)
         if values.get("weak"):
             check_weak_regions(self, identifier, values["weak"])

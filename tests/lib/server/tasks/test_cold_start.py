@@ -86,3 +86,7 @@ def test_one_marked_image_is_a_template_for_all_others(app: Any) -> None:
     assert markup["coordinateSystem"] == "LPS"
     expected = [-point[0], -point[1], point[2]]
     assert torch.dist(torch.tensor(found["position"]), torch.tensor(expected)) < 3.0  # mm, of itself
+    confirmed = {"weak": {"markups": read_json(Path(reply["file"])), "source": "reader"}}
+    app.datastore().update_image_info("organ_001", confirmed)
+    position = torch.tensor(app.study.case("organ_001").weak.landmarks["tip"])
+    assert torch.allclose(position, torch.tensor(found["position"]) * torch.tensor([-1.0, -1.0, 1.0]))
