@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,12 @@ CONF = {
     "tracking_uri": "off",
     "auto_scoring": "false",
 }
+PLUGIN = Path(sys.prefix) / "monailabel" / "plugins" / "slicer" / "MONAILabel" / "MONAILabelLib" / "client.py"
+REQUIRED = {"type", "coordinateSystem", "controlPoints"}
+TYPES = {"Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"}
+SYSTEMS = {"LPS", "RAS"}
+STATUS = {"undefined", "preview", "defined"}
+"""Facts of Slicer's markups schema v1.0.3."""
 CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--use-gl=angle",
@@ -78,7 +86,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Se
         for phantom in phantoms[:LABELLED]:
             label(app, phantom, folder)
         app.train({"model": "supervised"})
-        longer = {**conf, "set": conf["set"].replace("iterations=60", "iterations=4000", 1)}  # the tests stop it
+        longer = {**conf, "set": conf["set"].replace("iterations=60", "iterations=1000", 1)}  # the tests stop it
         with running_server(root / "apps" / "medseg", archive.dicomweb, longer, folder / "server.log") as server:
             yield Session(server.url, archive, phantoms)
 
@@ -104,8 +112,11 @@ def page(session: Session) -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         refuse("Chromium is not installed; apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+    if importlib.util.find_spec("playwright") is None:
+        refuse("Playwright is not installed; pip install -r requirements.txt")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=list(CHROMIUM_FLAGS))
         opened = browser.new_page(viewport={"width": 1280, "height": 800})
         opened.set_default_timeout(120_000)
@@ -126,13 +137,15 @@ class Training:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def wait_until_it_runs(self, poll: Callable[[], Any] = lambda: None, seconds: float = 240.0) -> None:
-        """Wait for the first finished epoch of a training that is not over."""
+    def wait_until_it_runs(
+        self, poll: Callable[[], Any] = lambda: None, epochs: int = 1, seconds: float = 240.0
+    ) -> None:
+        """Wait for the first finished epochs of a training that is not over."""
         deadline = time.monotonic() + seconds
         while True:
             poll()
             stats = requests.get(f"{self.url}/info/", timeout=60).json()["train_stats"]["supervised"]
-            if stats.get("epoch") and not stats.get("total_time"):
+            if stats.get("epoch", 0) >= epochs and not stats.get("total_time"):
                 return
             assert time.monotonic() < deadline, f"no epoch ended in {seconds} s: {stats}"
             time.sleep(0.5)
@@ -153,3 +166,37 @@ def training(session: Session) -> Iterator[Training]:
     control.stop()
     yield control
     control.stop()
+
+
+class Slicer:
+    """3D Slicer's MONAI Label module: `slicer(url, folder)` is its own client."""
+
+    def __call__(self, url: str, folder: Path) -> Any:
+        spec = importlib.util.spec_from_file_location("slicer_monailabel_client", PLUGIN)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.MONAILabelClient(url, tmpdir=str(folder), client_id="user-slicer")
+
+    @staticmethod
+    def check_markups(content: dict[str, Any]) -> None:
+        """What Slicer's reader of markups insists on."""
+        assert "markups-schema-v1" in content["@schema"]
+        for markup in content["markups"]:
+            assert set(markup) >= REQUIRED
+            assert markup["type"] in TYPES
+            assert markup["coordinateSystem"] in SYSTEMS
+            for point in markup["controlPoints"]:
+                assert len(point["position"]) == 3
+                assert all(isinstance(value, float) for value in point["position"])
+                assert point["positionStatus"] in STATUS
+            for measurement in markup["measurements"]:
+                assert isinstance(measurement["value"], float)
+                assert isinstance(measurement["units"], str)
+
+
+@pytest.fixture(scope="session")
+def slicer() -> Slicer:
+    """What Slicer's module does."""
+    return Slicer()

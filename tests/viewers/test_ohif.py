@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import requests
 
@@ -25,9 +27,11 @@ LABELMAP = """() => {
 }"""
 READY = "() => window.services?.segmentationService?.getLabelmapVolume('1')?.voxelManager"
 PROGRESS = """() => {
-  const rows = Array.from(document.querySelectorAll('.monaiLabelPanel .optionsTable tr'));
-  const row = rows.find(each => each.textContent.startsWith('Training'));
-  return row && parseInt(row.textContent.replace('Training:', '')) > 0;
+  const bar = document.querySelector('.monaiLabelPanel .optionsTable .w3-orange');
+  if (!bar || bar.getBoundingClientRect().width < 4) return false;
+  const whole = bar.parentElement.getBoundingClientRect().width, percent = parseInt(bar.textContent);
+  const seen = getComputedStyle(bar).backgroundColor != getComputedStyle(bar.parentElement).backgroundColor;
+  return seen && Math.abs(bar.getBoundingClientRect().width / whole - percent / 100) < 0.02;
 }"""
 CORRECT = """(index) => {
   const manager = window.services.segmentationService.getLabelmapVolume('1').voxelManager;
@@ -57,10 +61,14 @@ def served(url: str, series: str, folder: Path) -> np.ndarray:
     return read_mask(file)[0].numpy()
 
 
-def export(page: Any, name: str) -> None:
-    """Segmentation panel, its menu, Export & Download, Export DICOM SEG; a name, Save."""
-    page.click('[data-cy="panelSegmentationWithTools-btn"]')
-    page.get_by_text("Segmentation Tools").wait_for()
+def label_info(url: str, series: str) -> dict[str, Any]:
+    """What the server knows of a finished label."""
+    every = requests.get(f"{url}/datastore/", params={"output": "all"}).json()
+    return dict(every["objects"][series]["labels"]["final"]["info"])
+
+
+def export(page: Any, name: str, picture: Path | None = None) -> None:
+    """The panel's menu, Export & Download, Export DICOM SEG; a name, Save; waits until it is stored."""
     menus = page.locator('button[aria-haspopup="menu"]:visible')
     for index in range(1, menus.count()):
         menus.nth(index).click()
@@ -71,6 +79,13 @@ def export(page: Any, name: str) -> None:
     page.get_by_role("menuitem", name="Export DICOM SEG").click()
     page.get_by_text("Enter the report name").wait_for()
     page.get_by_text("Enter the report name").locator("xpath=following::input[1]").fill(name)
+    if picture:
+        page.screenshot(path=picture)
+    with page.expect_response(
+        lambda answer: answer.request.method == "POST" and "/proxy/dicom/" in answer.url
+    ) as stored:
+        page.get_by_role("button", name="Save", exact=True).click()
+    assert stored.value.status == 200
 
 
 def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Path, training: Any) -> None:
@@ -93,6 +108,7 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     )
     page.wait_for_selector(".monaiLabelPanel")
     assert page.locator("#monailabelServerURL").input_value() == f"{session.url}/"
+    page.fill("#medsegAnnotator", "Dora Müller")
     page.click(".monaiLabelPanel .settingsTable button")
     page.wait_for_selector('label[for="tab-2"]')
     assert "supervised" in page.locator(".monaiLabelPanel select.selectBox").first.inner_text()
@@ -105,6 +121,10 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     mask, affine = drawn(page)
     np.testing.assert_allclose(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, phantom.affine, atol=0.01)
     np.testing.assert_array_equal(mask, served(session.url, phantom.series, tmp_path))
+    address = {"image": phantom.series, "output": "dicom_seg"}
+    answer = requests.post(f"{session.url}/infer/supervised", params=address, data={"params": "{}"})
+    segments = pydicom.dcmread(io.BytesIO(answer.content)).SegmentSequence
+    assert [segment.SegmentLabel for segment in segments] == list(phantom.labels)
     page.wait_for_timeout(1000)
     page.screenshot(path=pictures / "ohif-segmentation.png")
 
@@ -112,18 +132,23 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     corrected = mask.copy()
     corrected[10:14, 10:14, 5:8] = 2
     page.evaluate(CORRECT, np.flatnonzero((corrected != mask).ravel(order="F")).tolist())
-    export(page, "first reading")
-    page.screenshot(path=pictures / "ohif-save.png")
-    with page.expect_response(
-        lambda answer: answer.request.method == "POST" and "/proxy/dicom/" in answer.url
-    ) as stored:
-        page.get_by_role("button", name="Save", exact=True).click()
-    assert stored.value.status == 200
-    every = requests.get(f"{session.url}/datastore/", params={"output": "all"}).json()
-    final = every["objects"][phantom.series]["labels"]["final"]["info"]
-    assert final["description"] == "first reading"
+    page.click('[data-cy="panelSegmentationWithTools-btn"]')
+    page.get_by_text("Segmentation Tools").wait_for()
+    export(page, "first reading", pictures / "ohif-save.png")
+    final = label_info(session.url, phantom.series)
+    assert (final["description"], final["author"]) == ("first reading", "Dora Müller")
     assert final["voxels"] == {name: int((corrected == value).sum()) for name, value in phantom.labels.items()}
     assert len(Archive(session.archive.dicomweb).series(Modality="SEG")) == 4
+
+    # saved again, it is the label, and the first one its history
+    corrected[20:24, 20:24, 5:8] = 2
+    page.evaluate(CORRECT, np.flatnonzero((corrected == 2).ravel(order="F")).tolist())
+    export(page, "second reading")
+    final = label_info(session.url, phantom.series)
+    assert (final["description"], final["author"]) == ("second reading", "Dora Müller")
+    assert final["voxels"] == {name: int((corrected == value).sum()) for name, value in phantom.labels.items()}
+    history = requests.get(f"{session.url}/medseg/history", params={"image": phantom.series}).json()
+    assert [(version["version"], version["author"]) for version in history] == [(1, "Dora Müller")]
 
     # training starts and its progress shows; the next sample opens
     page.click('[data-cy="monailabel-btn"]')
@@ -131,7 +156,7 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     page.click('label[for="tab-1"]')
     with page.expect_response(lambda answer: answer.url.endswith("/train/") and answer.request.method == "POST"):
         page.get_by_role("button", name="Update Model").click()
-    training.wait_until_it_runs()
+    training.wait_until_it_runs(epochs=5)
     page.click(".monaiLabelPanel .settingsTable button")
     page.wait_for_function(PROGRESS)
     page.screenshot(path=pictures / "ohif-training.png")
@@ -140,6 +165,9 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     with page.expect_response(lambda answer: "/activelearning/first" in answer.url) as sample:
         page.get_by_role("button", name="Next Sample").click()
     following = sample.value.json()
+    assert sample.value.request.post_data_json["client_id"] == "Dora Müller"
+    page.get_by_text("Chosen because").wait_for()
+    assert page.locator(".nextSampleForm", has_text=following["why"]).count() >= 1
     assert following["id"] in {other.series for other in session.phantoms[3:]} - {phantom.series}
     page.get_by_role("button", name="OK").click()
     page.wait_for_url(f"**/monai-label?StudyInstanceUIDs={following['StudyInstanceUID']}")

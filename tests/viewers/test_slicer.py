@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +16,23 @@ from medseg.inference.markups import markups_json
 from medseg.methods.base import Markup, Measurement
 from medseg.transforms.io import read_image, read_mask, write_volume
 
-PLUGIN = Path(sys.prefix) / "monailabel" / "plugins" / "slicer" / "MONAILabel" / "MONAILabelLib" / "client.py"
 AUTO_RUN = {"result_extension": ".nrrd", "result_dtype": "uint8", "largest_cc": False}
-
-REQUIRED = {"type", "coordinateSystem", "controlPoints"}
-TYPES = {"Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"}
-SYSTEMS = {"LPS", "RAS"}
-STATUS = {"undefined", "preview", "defined"}
-"""Facts of Slicer's markups schema v1.0.3."""
-
-
-def slicer_client(url: str, folder: Path) -> Any:
-    """The module's own client."""
-    spec = importlib.util.spec_from_file_location("slicer_monailabel_client", PLUGIN)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.MONAILabelClient(url, tmpdir=str(folder), client_id="user-slicer")
-
-
-def check_markups(content: dict[str, Any]) -> None:
-    """What Slicer's reader insists on."""
-    assert "markups-schema-v1" in content["@schema"]
-    for markup in content["markups"]:
-        assert set(markup) >= REQUIRED
-        assert markup["type"] in TYPES
-        assert markup["coordinateSystem"] in SYSTEMS
-        for point in markup["controlPoints"]:
-            assert len(point["position"]) == 3
-            assert all(isinstance(value, float) for value in point["position"])
-            assert point["positionStatus"] in STATUS
-        for measurement in markup["measurements"]:
-            assert isinstance(measurement["value"], float)
-            assert isinstance(measurement["units"], str)
 
 
 @pytest.mark.parametrize("kind", ["Fiducial", "Line", "Angle", "Curve"])
-def test_drawn_measurements_are_markups_as_slicer_reads_them(kind: str) -> None:
+def test_drawn_measurements_are_markups_as_slicer_reads_them(kind: str, slicer: Any) -> None:
     points = ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))[: 2 if kind == "Line" else 3]
     content = json.loads(json.dumps(markups_json([Markup(kind, "x", points, measurement=Measurement(12.5, "deg"))])))
 
-    check_markups(content)
+    slicer.check_markups(content)
     assert content["markups"][0]["controlPoints"][0]["position"] == [-1.0, -2.0, 3.0]  # RAS to LPS
 
 
 @pytest.mark.viewers
 @pytest.mark.server
 @pytest.mark.slow
-def test_a_session_in_slicer(session: Any, tmp_path: Path, training: Any) -> None:
-    client = slicer_client(session.url, tmp_path)
+def test_a_session_in_slicer(session: Any, slicer: Any, tmp_path: Path, training: Any) -> None:
+    client = slicer(session.url, tmp_path)
     phantom = session.phantoms[3]
 
     # connecting
@@ -77,7 +42,7 @@ def test_a_session_in_slicer(session: Any, tmp_path: Path, training: Any) -> Non
 
     # next sample: the reason comes with it, and the same image goes to nobody else
     sample = client.next_sample("first", {})
-    other = slicer_client(session.url, tmp_path)
+    other = slicer(session.url, tmp_path)
     other._client_id = "somebody-else"
     assert sample["why"]
     assert sample["id"] != other.next_sample("first", {})["id"]
@@ -95,7 +60,7 @@ def test_a_session_in_slicer(session: Any, tmp_path: Path, training: Any) -> Non
             params |= {"label": name, "foreground": [click], "background": []}
         file, reply = client.infer(model, sample["id"], params)
         if about["type"] == "detection":
-            check_markups(json.loads(Path(file).read_text()))
+            slicer.check_markups(json.loads(Path(file).read_text()))
             continue
         mask = read_mask(Path(file))
         np.testing.assert_allclose(mask.affine.numpy(), image.affine.numpy(), atol=1e-3)

@@ -2,7 +2,8 @@
 
 Upstream's route looks for `assets/icon.png` as a file of that whole name and answers with the start page instead; its
 panel asks port 8000 whatever port the server has; its page fetches fonts from the internet, where there may be none;
-its MONAI Label mode has no way to edit and save a segmentation, although the viewer has one.
+its MONAI Label mode has no way to edit and save a segmentation, although the viewer has one; nobody knows who sits
+before it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,43 @@ ROOT = Path(upstream.__file__).resolve().parent / "static" / "ohif"
 SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 FOREIGN_LINKS = re.compile(r"""<link[^>]*href="https?://[^>]*>|@import\s+(?:url\()?["']?https?://[^;]*;""")
 
-STRATEGY = (
+WHO = (
+    "(name => (localStorage.setItem('medseg-annotator', name), name))((localStorage.getItem('medseg-annotator') || "
+    "window.prompt('Your name, as the author of your labels:') || '')"
+    r".replace(/[^\p{L}\p{N}_ .@+-]/gu, '').trim().slice(0, 64))"
+)
+"""Who sits before the browser: kept in it, and asked for once where nobody typed it into the panel."""
+
+NAME_FIELD = (
+    'react.createElement("tr", null, react.createElement("td", {colSpan: 3}, "Your name:")), '
+    'react.createElement("tr", null, react.createElement("td", {colSpan: 3}, react.createElement("input", '
+    '{id: "medsegAnnotator", className: "actionInput", type: "text", '
+    "defaultValue: localStorage.getItem('medseg-annotator') || '', "
+    "onChange: event => localStorage.setItem('medseg-annotator', event.target.value)}))), "
+)
+SETTINGS = 'className: "settingsTable"\n    }, /*#__PURE__*/react.createElement("tbody", null, '
+NEXT_SAMPLE = "async next_sample(stategy = 'random', params = {}) {"
+WHITE_BAR = """w3-{0} w3-center",
+      style: {{
+        backgroundColor: 'white'
+      }}
+    }}, {1}"""
+BAR = """w3-{0} w3-center",
+      style: {{backgroundColor: '{2}', color: 'white', width: {1}, whiteSpace: 'nowrap'}}
+    }}, {1}"""
+BARS = (("blue", "activelearning", "#2a72b5"), ("orange", "training", "#b35900"), ("green", "accuracy", "#1f7a4d"))
+
+PANEL = (
     ("onChange: this.onChangeStrategy,", "onChange: event => this.setState({strategy: event.target.value}),"),
     ("strategy: 'random',", "strategy: Object.keys(props.info?.data?.strategies ?? {})[0] ?? 'random',"),
+    (NEXT_SAMPLE, f"{NEXT_SAMPLE}\n    params = {{client_id: {WHO}, ...params}};"),
+    (SETTINGS, SETTINGS + NAME_FIELD),
+    ("Modality: 'Modality',", "why: 'Chosen because',\n      Modality: 'Modality',"),
+    ('className: "w3-round w3-light-grey w3-tiny"', "style: {backgroundColor: '#444'}"),
+    *((WHITE_BAR.format(*bar), BAR.format(*bar)) for bar in BARS),
 )
-"""The panel's choice of a strategy calls nothing, and random is asked for whatever is chosen."""
+"""What the panel says otherwise than it should: its choice of a strategy calls nothing, nobody is asked for a next
+sample, nobody is told why that one; its progress is white on white and full from the start."""
 
 MODE_PANELS = "rightPanels: [monailabel.monaiLabel]"
 MODE_BUTTONS = "// toolbarService.addButtons(segmentationButtons);"
@@ -42,6 +75,9 @@ SAY_SO = (
     "message: 'This is the finished label of the case now', type: 'success'});"
 )
 """In this mode the panel's export reaches the command that stores without the archive to store in."""
+SEND = "await dataSource.store.dicom(naturalizedReport);"
+SIGN = f"Object.assign(naturalizedReport, {{ContentCreatorName: {WHO}, SpecificCharacterSet: 'ISO_IR 192'}});"
+"""The viewer writes UTF-8, and does not say so."""
 DAY = 86400
 LARGEST_MODE = 200_000  # bytes; the bundles that are looked into are smaller
 
@@ -83,24 +119,24 @@ def patched(file: Path) -> str | None:
     if file.suffix != ".js" or file.stat().st_size > LARGEST_MODE:
         return None
     text = file.read_text(encoding="utf-8")
-    if STRATEGY[0][0] in text:
-        return with_choice_of_strategy(text)
+    if PANEL[0][0] in text:
+        return with_panel_that_works(text)
     if STORE.search(text):
         return with_archive_to_store_in(text)
     return with_segmentation_panel(text) if MODE_PANELS in text else None
 
 
-def with_choice_of_strategy(panel: str) -> str:
-    """The panel with a choice that counts, and the server's first strategy to begin with."""
-    for wrong, right in STRATEGY:
+def with_panel_that_works(panel: str) -> str:
+    """The panel with a choice that counts, the annotator's name, the reason for a sample, and progress to be seen."""
+    for wrong, right in PANEL:
         panel = panel.replace(wrong, right)
     return panel
 
 
 def with_archive_to_store_in(commands: str) -> str:
-    """The command that stores a segmentation, with the viewer's own archive where it is told none, and a word on it."""
+    """The command that stores a segmentation: in the viewer's own archive if told none, with its author and a word."""
     text = STORE.sub(r"\1 = extensionManager.getActiveDataSource()[0]\2", commands)
-    return text.replace(STORED, f"{STORED} {SAY_SO}")
+    return text.replace(SEND, f"{SIGN}\n      {SEND}").replace(STORED, f"{STORED} {SAY_SO}")
 
 
 def with_segmentation_panel(mode: str) -> str:

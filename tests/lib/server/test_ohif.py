@@ -9,10 +9,12 @@ from fastapi.testclient import TestClient
 from medseg.server.ohif import (
     MODE_BUTTONS,
     MODE_PANELS,
+    PANEL,
     ROOT,
     SAY_SO,
+    SEND,
+    SIGN,
     STORE,
-    STRATEGY,
     file_of,
     ohif_router,
     with_segmentation_panel,
@@ -58,12 +60,14 @@ def test_the_segmentation_panel_and_its_brushes_stand_beside_monai_labels(client
     assert MODE_BUTTONS not in text
 
 
-def test_the_strategy_can_be_chosen(client: TestClient) -> None:
-    (panel,) = [f for f in ROOT.glob("*.js") if STRATEGY[0][0] in f.read_text(encoding="utf-8")]
+def test_the_panel_is_mended(client: TestClient) -> None:
+    (panel,) = [f for f in ROOT.glob("*.js") if PANEL[0][0] in f.read_text(encoding="utf-8")]
+    before = panel.read_text(encoding="utf-8")
 
     text = client.get(f"/ohif/{panel.name}").text
 
-    assert all(text.count(right) == 1 and wrong not in text for wrong, right in STRATEGY)
+    assert all(text.count(right) == before.count(wrong) >= 1 for wrong, right in PANEL)
+    assert text.count("localStorage.setItem('medseg-annotator'") == 2  # the field, and who asks for a next sample
 
 
 def test_export_stores_in_the_viewers_archive(client: TestClient) -> None:
@@ -72,7 +76,7 @@ def test_export_stores_in_the_viewers_archive(client: TestClient) -> None:
     text = client.get(f"/ohif/{commands.name}").text
 
     assert "dataSource = extensionManager.getActiveDataSource()[0]\n    }) => {" in text
-    assert text.count(SAY_SO) == 1
+    assert text.count(SAY_SO) == text.count(f"{SIGN}\n      {SEND}") == 1
 
 
 def test_another_build_of_the_viewer_is_left_as_it_is() -> None:
