@@ -368,12 +368,22 @@ class DicomWebDatastore(MedsegDatastore):
         labelled = []
         for image, segs in found.items():
             segs.reverse()
-            for entry, facts in sorted(segs, key=lambda item: item[0].uid not in stored):
-                if image in labelled:
-                    self._note(entry, image, OLDER)
-                elif self._take(entry, facts, entry.uid in stored, author):
+            segs.sort(key=lambda item: item[0].uid not in stored)
+            try:
+                if self._take_newest(segs, stored, author):
                     labelled.append(image)
+            except ConflictError as error:  # it is new at the next look again, and must not keep others waiting
+                logger.warning("segmentations of image %s are not read yet: %s", image, error)
         return labelled
+
+    def _take_newest(self, segs: Sequence[tuple[SeriesEntry, SegFacts]], stored: Collection[str], author: str) -> bool:
+        """The first of an image's segmentations that can be used becomes the label; whether there is one."""
+        for number, (entry, facts) in enumerate(segs):
+            if self._take(entry, facts, entry.uid in stored, author):
+                for older, _ in segs[number + 1 :]:
+                    self._note(older, facts.image, OLDER)
+                return True
+        return False
 
     def _take(self, entry: SeriesEntry, facts: SegFacts, just_stored: bool, author: str) -> bool:
         """Decide what a segmentation is; whether it is its image's label now.

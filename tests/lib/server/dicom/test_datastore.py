@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 
 from medseg.errors import ConflictError, NotFoundError, UnusableInputError
-from medseg.server.dicom.archive import Archive
+from medseg.server.dicom.archive import Archive, SeriesEntry
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.dicom.orthanc import Orthanc
 from medseg.server.dicom.phantoms import DicomPhantom
@@ -104,6 +105,36 @@ def test_an_older_segmentation_that_comes_later_replaces_nothing(
 
     assert store.get_label_info(phantom.series, "final")["author"] == "anna"
     assert elsewhere(archive, tmp_path).get_label_info(phantom.series, "final")["author"] == "anna"
+
+
+def test_one_segmentation_that_the_archive_does_not_give_keeps_no_other_waiting(
+    store: DicomWebDatastore,
+    archive: Orthanc,
+    phantoms: list[DicomPhantom],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for phantom in phantoms[:2]:
+        store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+        Archive(archive.dicomweb).store(seg_of(store, phantom, NAMES, "bert", "20300101 120000"))
+    objects = store.archive.objects
+    first = Archive(archive.dicomweb).series(
+        Modality="SEG", StudyInstanceUID=store.source(phantoms[0].series)[1].StudyInstanceUID
+    )
+
+    def away(entry: SeriesEntry) -> Iterator[Dataset]:
+        if entry in first:
+            raise ConflictError("the archive answered with HTTP status 500")
+        return objects(entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.archive, "objects", away)
+        store.refresh()
+    authors = [store.get_label_info(phantom.series, "final")["author"] for phantom in phantoms[:2]]
+    store.refresh()
+
+    assert authors == ["anna", "bert"]
+    assert store.get_label_info(phantoms[0].series, "final")["author"] == "bert"
 
 
 def test_a_segmentation_may_come_before_its_image(
