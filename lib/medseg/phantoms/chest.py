@@ -45,6 +45,7 @@ def make_chest(
     *,
     noise: float = 40.0,
     distractors: int = 6,
+    central: bool = False,
     spacing: Sequence[float] = (5.0, 5.0, 10.0),
 ) -> Chest:
     """Draw one subject; equal arguments give an equal phantom.
@@ -55,6 +56,7 @@ def make_chest(
         percent: lesion percentage of the six regions, exact to one voxel; None: drawn, a third of them 0.
         noise: standard deviation in HU.
         distractors: round bright spots per lung that are no lesion.
+        central: lesions lie deep in the lung, among the vessels, instead of at the pleura.
         spacing: mm per voxel.
 
     Raises:
@@ -69,7 +71,7 @@ def make_chest(
         raise MedsegError(f"percent {list(extents)} must be {REGIONS} numbers in 0..100")
     frame = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in shape], indexing="ij"))
     regions = _regions(rng, frame)
-    lesion = _lesions(rng, regions, extents)
+    lesion = _lesions(rng, regions, extents, central)
     image = np.where(_ellipsoid(frame, (0, 0, 0), (0.5, 0.5, 2.0)), TISSUE, AIR)
     image[regions > 0] = LUNG
     bright = (_vessels(rng, frame) | _spots(rng, frame, distractors)) & (regions > 0) & ~lesion
@@ -103,13 +105,15 @@ def _regions(rng: np.random.Generator, frame: NDArray[np.float64]) -> NDArray[np
     return regions
 
 
-def _lesions(rng: np.random.Generator, regions: NDArray[np.uint8], percent: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _lesions(
+    rng: np.random.Generator, regions: NDArray[np.uint8], percent: NDArray[np.float64], central: bool
+) -> NDArray[np.bool_]:
     """The voxels where a smooth field is highest, as many of every region as its percentage says.
 
-    The field falls off from the pleura inwards, as ground glass does.
+    The field falls off from the pleura inwards, as ground glass does; or it rises (`central`).
     """
     depth = np.stack([distance_transform_edt(plane) for plane in np.moveaxis(regions > 0, 2, 0)], axis=2)
-    field = smooth_noise(rng, regions.shape, TEXTURE) - 1.5 * depth / max(depth.max(), 1.0)
+    field = smooth_noise(rng, regions.shape, TEXTURE) + (1.5 if central else -1.5) * depth / max(depth.max(), 1.0)
     lesion = np.zeros(regions.shape, bool)
     for index, value in enumerate(percent, start=1):
         voxels = np.flatnonzero(regions == index)

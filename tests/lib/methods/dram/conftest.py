@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ SHAPE = (40, 32, 12)
 
 @pytest.fixture
 def write_case(tmp_path: Path) -> Callable[..., tuple[Case, Chest]]:
-    """Writes a phantom; `mask`, `regions` and `weak` say what of it the case knows."""
+    """Writes a phantom; `mask`, `regions` and `weak` say what of it the case knows, `look` how it is drawn."""
 
     def write(
         seed: int, *, mask: bool = True, regions: bool = False, weak: dict[str, object] | None = None,
-        percent: list[float] | None = None, distractors: int = 6, noise: float = 40.0,
+        percent: list[float] | None = None, **look: Any,
     ) -> tuple[Case, Chest]:  # fmt: skip
-        chest = make_chest(seed, SHAPE, percent, distractors=distractors, noise=noise)
+        chest = make_chest(seed, SHAPE, percent, **look)
         parts = {"image": chest.image, "mask": chest.mask, "regions": chest.regions}
         files = {
             key: write_grid(tmp_path / f"{key}_{seed}.nii.gz", value, chest.affine) for key, value in parts.items()
