@@ -90,8 +90,8 @@ def test_the_chain_beats_threshold_and_plain_regression_on_phantoms(
     central: bool, iterations: int, write_case: Callable, build: Callable[..., DRAM],
     training_set: Callable[..., TrainingSet],
 ) -> None:  # fmt: skip
-    """Vessels, spots and noise are as bright as the lesions. These lie at the pleura, where the soft candidates look for
-    them, or away from it. Regions are given, so that lungs do not decide."""
+    """Vessels, spots and noise are as bright as the lesions. These lie at the pleura, where the soft candidates look
+    for them, or away from it. Regions are given, so that lungs do not decide."""
     hard = {"distractors": 30, "noise": 150.0, "regions": True, "central": central}
     cases = [write_case(seed, **hard)[0] for seed in (10, 11, 12)]
     held_out = write_case(13, percent=[8, 0, 20, 0, 30, 5], **hard)[0]
