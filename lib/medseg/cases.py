@@ -34,6 +34,7 @@ class Case:
         dataset: name of the folder the case comes from.
         names: value in the mask -> label name; None: the values are the numbers of the run's labels.
         organ: path of a mask of which only zero or not zero is read: where the organ lies that regions divide.
+        tags: what is kept of the image's DICOM header, by keyword; None: nothing is kept, the file may say it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Case:
     dataset: str = ""
     names: Mapping[int, str] | None = None
     organ: Path | None = None
+    tags: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.patient:
@@ -67,6 +69,7 @@ class Case:
             "patient": self.patient,
             "dataset": self.dataset,
             **({"names": {str(value): name for value, name in self.names.items()}} if self.names else {}),
+            **({"tags": dict(self.tags)} if self.tags else {}),
         }
 
     @classmethod
@@ -83,6 +86,7 @@ class Case:
             patient=value.get("patient") or "",
             dataset=value.get("dataset") or "",
             names={int(k): str(name) for k, name in value["names"].items()} if value.get("names") else None,
+            tags=value.get("tags") or None,
         )
 
 

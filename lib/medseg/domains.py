@@ -1,7 +1,8 @@
 """Imaging domains as data: their names, labels and image properties, and how a case finds its domain.
 
 A domain is a scanner, a sequence, a joint or an organ with its own label set. What is stated wins: the request, then
-the image info or a table, then the file name, the DICOM tags and the data set; whoever finds nothing asks a classifier.
+the image info or a table, then the file name, the DICOM tags and the data set; whoever finds nothing asks a classifier,
+and what the data set alone says is checked by it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,20 @@ from medseg.errors import MedsegError, NotFoundError
 PATTERN = r"^(.+?)[_-]\d+$"
 """Group 1 is the part of a file name that may name a domain: `vb1_02` gives `vb1`."""
 
+PEOPLE = re.compile(
+    r"(p|pat|patient|s|sub|subj|subject|case|id|im|img|image|scan|series|exam|study|vol|volume)?[-_ ]?\d*",
+    re.IGNORECASE,
+)
+"""What `PATTERN` finds and is no domain: words that number patients and files."""
+
 FEWEST = 2  # ours: a file name prefix that only one case has names that case, not a domain
 MOST = 8  # ours: more prefixes than this name patients, not domains
+SURE = ("request", "image info", "file name", "DICOM tags")
+"""Sources that are taken at their word; of the others the classifier is asked."""
+
 TAGS = {"BodyPartExamined": "0018|0015", "SeriesDescription": "0008|103e", "StationName": "0008|1010"}
+DIVIDING = ("BodyPartExamined", "SeriesDescription")
+"""Tags whose values name domains of training cases."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ class DomainRegistry:
 
     def _tagged(self, case: Case) -> str | None:
         """The one domain whose name or alias is a word of the DICOM tags."""
-        words = " ".join(dicom_tags(case.image).values()).lower()
+        words = " ".join(tags_of(case).values()).lower()
         found = {
             domain.name
             for domain in self.domains.values()
@@ -142,47 +154,72 @@ class DomainRegistry:
 
 
 def file_prefix(case: Case, pattern: re.Pattern[str] | str = PATTERN) -> str | None:
-    """The part of a case's file name that may name a domain."""
+    """The part of a case's file name that may name a domain; none where it is a word for patients or files."""
     name = Path(case.image).name
     match = re.search(pattern, name[: -len(image_suffix(Path(name)) or "") or None])
-    return match.group(1) if match else None
+    if match is None or (PATTERN in (pattern, getattr(pattern, "pattern", None)) and PEOPLE.fullmatch(match.group(1))):
+        return None
+    return match.group(1)
 
 
 def assign_domains(cases: Sequence[Case], pattern: str = PATTERN) -> dict[str, str]:
     """The domain of every training case, by case id.
 
-    A stated domain counts as it is. Else it is the file name's prefix, where several cases of the data set share it and
-    the data set has few of them; else the data set.
+    A stated domain counts as it is. Else it is the file name's prefix, the body part or the series description of the
+    DICOM header, where several patients of the data set share it and the data set has few of them; else the data set.
+    Whether a prefix names a domain or a patient cannot be known from names alone where each scan counts as a patient of
+    its own: `build_registry` says what was inferred.
     """
     compiled = _compiled(pattern)
-    known = {name: _prefixes([case for case in cases if case.dataset == name], compiled) for name in _sets(cases)}
-    result = {}
-    for case in cases:
-        stated = case.domain or (case.weak.domain if case.weak else None)
-        prefix = file_prefix(case, compiled)
-        result[case.id] = stated or (prefix if prefix in known[case.dataset] else None) or case.dataset or "images"
-    return result
+    result: dict[str, str] = {}
+    for name in dict.fromkeys(case.dataset for case in cases):
+        own = [case for case in cases if case.dataset == name]
+        tags = {case.id: tags_of(case) for case in own}
+        told: list[Mapping[str, str | None]] = [
+            {case.id: stated_domain(case) for case in own},
+            _shared(own, {case.id: file_prefix(case, compiled) for case in own}),
+            *(_shared(own, {i: found.get(tag, "").lower() for i, found in tags.items()}) for tag in DIVIDING),
+        ]
+        for case in own:
+            result[case.id] = next((text for found in told if (text := found.get(case.id))), name or "images")
+    return {case.id: result[case.id] for case in cases}
 
 
-def aliases_of(name: str, cases: Sequence[Case], pattern: str = PATTERN) -> tuple[str, ...]:
+def stated_domain(case: Case) -> str | None:
+    """The domain that somebody named for a case."""
+    return case.domain or (case.weak.domain if case.weak else None)
+
+
+def aliases_of(
+    name: str, cases: Sequence[Case], others: Sequence[Case] = (), pattern: str = PATTERN
+) -> tuple[str, ...]:
     """File name prefix and data set by which further cases of a domain are recognised.
 
     Args:
         name: of the domain.
         cases: its cases. Something counts as an alias if all of them share it.
+        others: all other cases. What one of them has is no alias.
         pattern: see `PATTERN`.
     """
-    shared = ({file_prefix(case, pattern) for case in cases}, {case.dataset for case in cases})
-    return tuple(text for found in shared if len(found) == 1 and (text := found.pop()) and text != name)
+    found = []
+    for told in (lambda case: file_prefix(case, pattern), lambda case: case.dataset):
+        shared, elsewhere = {told(case) for case in cases}, {told(case) for case in others}
+        found += [text for text in shared - elsewhere if len(shared) == 1 and text and text != name]
+    return tuple(found)
+
+
+def tags_of(case: Case) -> Mapping[str, str]:
+    """What the DICOM header says of a case: what was kept of it, else what its file says."""
+    return case.tags if case.tags is not None else dicom_tags(case.image)
 
 
 def dicom_tags(path: Path) -> dict[str, str]:
     """What a DICOM image or series says of itself; empty for other formats."""
     import SimpleITK as sitk
 
-    file = next((f for f in sorted(path.iterdir()) if f.is_file()), path) if path.is_dir() else path
-    if path.is_file() and path.suffix.lower() != ".dcm":
+    if path.suffix.lower() != ".dcm" and not path.is_dir():
         return {}
+    file = next((f for f in sorted(path.iterdir()) if f.is_file()), path) if path.is_dir() else path
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
@@ -192,16 +229,12 @@ def dicom_tags(path: Path) -> dict[str, str]:
     return {name: reader.GetMetaData(key).strip() for name, key in TAGS.items() if reader.HasMetaDataKey(key)}
 
 
-def _sets(cases: Sequence[Case]) -> list[str]:
-    return list(dict.fromkeys(case.dataset for case in cases))
-
-
-def _prefixes(cases: Sequence[Case], pattern: re.Pattern[str]) -> set[str]:
-    """The file name prefixes of a data set that name domains."""
-    pairs = {(prefix, case.patient) for case in cases if (prefix := file_prefix(case, pattern))}
-    counts = Counter(prefix for prefix, _ in pairs)
-    found = {prefix for prefix, count in counts.items() if count >= FEWEST}
-    return found if len(found) <= MOST else set()
+def _shared(cases: Sequence[Case], texts: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Of the texts of a data set's cases, by case id, those that several patients share; none where they are many."""
+    pairs = {(text, case.patient) for case in cases if (text := texts[case.id])}
+    counts = Counter(text for text, _ in pairs)
+    shared = {text for text, count in counts.items() if count >= FEWEST}
+    return {i: text for i, text in texts.items() if text in shared} if len(shared) <= MOST else {}
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -56,8 +56,30 @@ def test_file_names_divide_a_data_set_where_several_cases_share_a_prefix() -> No
 
 
 def test_many_prefixes_are_patients_and_not_domains() -> None:
-    cases = [case(f"pat{k}_{i}") for k in range(9) for i in range(2)]
+    cases = [case(f"joint{k}_{i}") for k in range(9) for i in range(2)]
     assert set(assign_domains(cases).values()) == {"spine"}
+
+
+@pytest.mark.parametrize("word", ["pat", "patient", "sub-", "Case", "img", "scan_", ""])
+def test_words_that_number_patients_and_files_are_no_domains(word: str) -> None:
+    cases = [case(f"{word}{k}_{i}") for k in range(5) for i in range(2)]
+
+    assert set(assign_domains(cases).values()) == {"spine"}
+    assert aliases_of("spine", cases[:2]) == ()
+    assert set(assign_domains(cases, r"^(.*)_\d$").values()) != {"spine"}  # a rule that somebody set is followed
+
+
+def test_dicom_headers_divide_a_data_set() -> None:
+    parts = ["KNEE", "KNEE", "ANKLE", "ANKLE", "HIP", ""]
+    cases = [
+        case(f"1.2.{i}", tags={"BodyPartExamined": part, "SeriesDescription": "t1"}) for i, part in enumerate(parts)
+    ]
+    registry = DomainRegistry({"knee": Domain("knee"), "ankle": Domain("ankle")})
+
+    assert list(assign_domains(cases).values()) == ["knee", "knee", "ankle", "ankle", "t1", "t1"]
+    assert registry.resolve(cases[0]) == Resolution("knee", "DICOM tags")
+    assert registry.resolve(cases[4]) is None
+    assert Case.from_dict(cases[0].to_dict()) == cases[0]
 
 
 def test_stated_domains_are_taken_as_they_are() -> None:
@@ -69,6 +91,8 @@ def test_aliases_are_what_all_cases_of_a_domain_share() -> None:
     cases = [case("la_000", dataset="atrium"), case("la_001", dataset="atrium")]
     assert set(aliases_of("heart", cases)) == {"la", "atrium"}
     assert aliases_of("heart", [*cases, case("x_1", dataset="other")]) == ()
+    assert aliases_of("heart", cases, [case("la_002", dataset="other")]) == ("atrium",)
+    assert aliases_of("heart", cases, [case("x_1", dataset="atrium")]) == ("la",)
 
 
 def test_prefix_comes_from_the_file_whatever_the_id() -> None:

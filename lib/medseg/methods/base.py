@@ -194,6 +194,9 @@ class MethodConfig:
     patient_pattern: str | None = None  # regular expression with one group: case id -> patient id
     init: str | None = None  # safetensors file whose matching layers initialise the network
 
+    files: ClassVar[frozenset[str]] = frozenset({"init"})
+    """Settings that name a file: requests from the network may not set them."""
+
     def __post_init__(self) -> None:
         checks.counts(self, "iterations", "epoch_iterations")
         checks.from_zero(self, "seed", "workers", "cache_gb", "validate_every", "learning_rate", "scale")
@@ -416,6 +419,13 @@ class Method(ABC):
         """Group training cases into streams. Cases without a label have `label is None`.
 
         Raises:
+    def initialise(self) -> None:
+        """Work on the new network when a run starts afresh, for example weights from a file. Default: nothing.
+
+        Neither a run that resumes nor a model that is loaded asks for it: what it reads may be gone by then.
+        """
+        return
+
             MedsegError: the cases do not suffice to learn from; says what is missing.
         """
 

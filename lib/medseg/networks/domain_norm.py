@@ -32,7 +32,8 @@ class DomainNorm(nn.Module):
 
     def __init__(self, norm: _BatchNorm, domains: Iterable[str]) -> None:
         super().__init__()
-        self.slots = nn.ModuleDict({slot_key(name): copy.deepcopy(norm) for name in domains})
+        self.domains = tuple(domains)
+        self.slots = nn.ModuleDict({slot_key(name): copy.deepcopy(norm) for name in self.domains})
 
     def slot(self, domain: str) -> nn.Module:
         """The batch norm of a domain.
@@ -42,8 +43,7 @@ class DomainNorm(nn.Module):
         """
         key = slot_key(domain)
         if key not in self.slots:
-            known = ", ".join(name.removeprefix("d_") for name in self.slots)
-            raise NotFoundError(f"there is no domain {domain!r}; this network knows {known}")
+            raise NotFoundError(f"there is no domain {domain!r}; this network knows {', '.join(self.domains)}")
         return self.slots[key]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,8 +66,11 @@ class _Tap(nn.Module):
 
 
 def slot_key(domain: str) -> str:
-    """Name of a domain as a key of `nn.ModuleDict`, which takes no dots and none of its own attributes' names."""
-    return "d_" + re.sub(r"\W", "_", domain)
+    """Name of a domain as a key of `nn.ModuleDict`, which takes no dots and none of its own attributes' names.
+
+    Two names never have one key: `_` becomes `__`, what is no letter or digit its code point between `_`.
+    """
+    return "d_" + re.sub(r"[\W_]", lambda found: "__" if found[0] == "_" else f"_{ord(found[0]):x}_", domain)
 
 
 def convert_batch_norm(network: nn.Module, domains: Sequence[str]) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import nn
 from medseg.errors import NotFoundError, UnusableInputError
 from medseg.files import read_json
 from medseg.methods.base import Method
+from medseg.networks.stem import fit_channels
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _fill(account: Account, name: str, value: torch.Tensor, source: torch.Tensor
         account.missing.append(name)
         return
     if source.shape != value.shape:
-        fitted = _fit_channels(source, value)
+        fitted = fit_channels(source, value)
         if fitted is None:
             account.shape_differs.append(name)
             return
@@ -182,17 +183,6 @@ def _fill(account: Account, name: str, value: torch.Tensor, source: torch.Tensor
         source = fitted
     value.copy_(source)
     account.loaded.append(name)
-
-
-def _fit_channels(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor | None:
-    """A first convolution for grey images from one for colour (summed), or the reverse (shared among the channels)."""
-    is_convolution = source.ndim == value.ndim >= 4 and source.shape[:1] + source.shape[2:] == (
-        value.shape[:1] + value.shape[2:]
-    )
-    if not is_convolution or 1 not in (source.shape[1], value.shape[1]):
-        return None
-    channels = value.shape[1]
-    return source.sum(dim=1, keepdim=True) if channels == 1 else source.expand_as(value) / channels
 
 
 def _tell(account: Account, file: Path, total: int) -> None:

@@ -185,8 +185,10 @@ class Run:
         config = kind.fit_config(job.config, job.training)
         torch.manual_seed(config.seed)
         self.method = kind(config, job.labels)
-        if config.init:
-            load_initial(self.method.network, Path(config.init), job.init_may_miss)
+        if not (job.resume and load_checkpoint(self.folder.checkpoint)):  # which holds all weights
+            self.method.initialise()
+            if config.init:
+                load_initial(self.method.network, Path(config.init), job.init_may_miss)
         self.cache = CaseCache(self.method, config.cache_gb / (config.workers + 1))  # every worker has its own
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
         if len(self.method.stages()) > 1:  # a later stage may use what the first one does not

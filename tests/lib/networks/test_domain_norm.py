@@ -16,6 +16,7 @@ from medseg.networks.domain_norm import (
     copy_slot,
     domain_slots,
     domain_view,
+    slot_key,
 )
 
 DOMAINS = ["vb1", "knee.3t", "type"]  # a dot, and a name that nn.ModuleDict has itself
@@ -129,3 +130,13 @@ def test_new_slot_is_a_copy_and_costs_two_numbers_per_channel() -> None:
     for one, two in zip(domain_slots(network, "vb1"), domain_slots(network, "type"), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     assert added_parameters(network, "type") == 2 * (4 + 2)
+
+
+def test_no_two_domains_have_one_key() -> None:
+    names = ["T1-w", "T1_w", "T1w", "T1.w", "T1_2d_w", "T1__w", "T1 w"]
+    keys = {slot_key(name) for name in names}
+
+    assert len(keys) == len(names)
+    assert not any("." in key for key in keys)
+    network = convert_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), ["T1-w", "T1_w"])
+    assert domain_slots(network, "T1-w")[0] is not domain_slots(network, "T1_w")[0]

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 def prepare_config(config: MultiDomainConfig, found: Mapping[str, Any]) -> MultiDomainConfig:
     """Put the domains of the model in `init` before those found in the data; `added` are the new ones.
 
-    Domains of the old model keep their entry; labels that are new in one of them come after its own.
+    Domains of the old model keep their entry; labels that are new in one of them come after its own, but for those that
+    belong to another old domain.
     """
     before = _domains_of_init(config)
     domains = {name: dict(value) for name, value in before.items()}
@@ -34,8 +35,13 @@ def prepare_config(config: MultiDomainConfig, found: Mapping[str, Any]) -> Multi
             domains[name] = dict(value)
             continue
         old, new = Domain.from_dict(name, before[name]), Domain.from_dict(name, value)
-        labels = tuple(dict.fromkeys([*old.labels, *new.labels]))
-        domains[name] = replace(old, labels=labels, values={**old.values, **new.values}).to_dict()
+        elsewhere = {label for other, entry in before.items() if other != name for label in entry["labels"]}
+        strays = {label for label in new.labels if label in elsewhere and label not in old.labels}
+        for label in strays:
+            log.warning("label %s belongs to another domain than %s; its cases are refused", label, name)
+        labels = tuple(dict.fromkeys([*old.labels, *(label for label in new.labels if label not in strays)]))
+        values = {key: label for key, label in new.values.items() if label not in strays}
+        domains[name] = replace(old, labels=labels, values={**old.values, **values}).to_dict()
     added = tuple(name for name in found if name not in before) if before else ()
     if added:
         log.info("added to %s: %s", ", ".join(before), ", ".join(added))

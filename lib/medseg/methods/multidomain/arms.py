@@ -14,6 +14,7 @@ from typing import Any
 
 from medseg.cases import Case
 from medseg.domains import assign_domains
+from medseg.errors import MedsegError
 
 
 def run_individual(context: Any) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def run_transfer(context: Any) -> dict[str, Any]:
 
     def train(name: str, cases: Mapping[str, Sequence[Case]]) -> Any:
         names = list(cases)
+        if len(names) < 2:
+            raise MedsegError(f"the arm transfer needs two domains, but all training cases are of {name}")
         half, batch = max(1, round(context.iterations / (2 * len(names)))), _batch(context, len(names))
         source = names[(names.index(name) + 1) % len(names)]
         _train(context, f"{name}_from_{source}", cases[source], half, batch)
@@ -57,6 +60,10 @@ def _per_domain(context: Any, train: Callable[[str, Mapping[str, Sequence[Case]]
     names = assign_domains([*context.training_cases, *context.held_out_cases], context.config.domain_pattern)
     training = _by_domain([case for case in context.training_cases if case.label is not None], names)
     held_out = _by_domain(context.held_out_cases, names)
+    if unlearnt := [name for name in held_out if name not in training]:
+        raise MedsegError(
+            f"held-out cases are of domain {', '.join(unlearnt)}, of which no labelled case trains; raise --labelled"
+        )
     results: dict[str, Any] = {}
     for name in training:
         predictor = train(name, training)

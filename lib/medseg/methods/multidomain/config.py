@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from medseg.domains import PATTERN
 from medseg.errors import MedsegError
@@ -39,6 +39,7 @@ class MultiDomainConfig(PatchConfig):
     width: int = 32  # ours: channels of the first level of "unet" and "attention"
     efficientnet: str = "efficientnet-b0"  # card sec. 4: encoder of "flexible"
     pretrained: str | None = None  # weights file of an encoder or of another model; nothing is downloaded
+    files: ClassVar[frozenset[str]] = frozenset({"init", "pretrained"})
     domain_layers: bool = True  # own norms and heads per domain; False: the pooled network
 
     # losses
@@ -75,10 +76,28 @@ class MultiDomainConfig(PatchConfig):
                 raise MedsegError(f"{key} = {getattr(self, key)} must be a number from 0")
         if min(self.domain_batch, self.width, self.contrast_size, self.prior_code, self.prior_width) < 1:
             raise MedsegError("domain_batch, width, contrast_size, prior_code and prior_width must be at least 1")
+        if self.network == "attention":
+            self._check_attention()
+        if self.contrast_weight > 0 and not self.domain_layers:
+            raise MedsegError(
+                "contrast_weight needs domains that are told apart; set domain_layers=true or the weight to 0"
+            )
+        if not self.contrast_temperature > 0:
+            raise MedsegError(f"contrast_temperature = {self.contrast_temperature} must be above 0; 0.1 is usual")
         if self.network == "flexible" and self.view == "3d":
             raise MedsegError("network = flexible works on slices; set view=2d or network=unet")
         if not set(self.flip_axes) <= {0, 1}:
             raise MedsegError(f"flip_axes = {self.flip_axes} may hold 0 and 1, the axes of a slice")
+
+    def _check_attention(self) -> None:
+        if any(length % 16 for length in self.patch):
+            raise MedsegError(
+                f"patch = {self.patch} must hold multiples of 16 for network=attention, which halves it 4 times"
+            )
+        if self.encoder_rate != 1:
+            raise MedsegError(
+                "encoder_rate has no effect on network=attention; set it to 1, or network=unet or flexible"
+            )
 
     @property
     def net_axes(self) -> int:

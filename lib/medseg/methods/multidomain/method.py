@@ -13,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from medseg.cases import Case
-from medseg.domains import Domain, DomainRegistry, Resolution, assign_domains
+from medseg.domains import Domain, DomainRegistry, assign_domains
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.losses.segmentation import SegmentationLoss
 from medseg.methods.base import (
@@ -51,6 +51,7 @@ from medseg.methods.multidomain.images import (
 from medseg.methods.multidomain.network import POOLED, MultiDomainNet, build_backbone
 from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
+from medseg.methods.multidomain.recognise import doubts, find_domain
 from medseg.methods.multidomain.registry import build_registry
 from medseg.methods.multidomain.terms import Regularisers
 from medseg.methods.multidomain.views import draw_view, whole_views
@@ -106,7 +107,7 @@ class MultiDomain(PatchMethod):
     # -- build -----------------------------------------------------------------------------------------------------
 
     def build_network(self) -> nn.Module:
-        """The backbone with its taps, converted after pretrained weights are in; heads, prior, classifier."""
+        """The backbone with its taps and the norms of each domain; heads, prior, classifier."""
         config = self.config
         numbers = {number: name for name, number in self.labels.items()}
         self.registry = DomainRegistry(
@@ -121,13 +122,16 @@ class MultiDomain(PatchMethod):
             )
         self.segmentation = SegmentationLoss(config.loss)
         backbone, features, taps = build_backbone(config)
-        if config.pretrained:
-            load_pretrained(backbone, config.pretrained)
         network = MultiDomainNet(backbone, features, self.classes_by_head(), taps, config)
         self.regularisers = Regularisers(config)
         self.alone = False  # whether only new domains are shown
         self.fixed = False  # whether what new domains share with old ones is fixed
         return network
+
+    def initialise(self) -> None:
+        """Start the backbone from the weights of `pretrained`."""
+        if self.config.pretrained:
+            load_pretrained(self.network.backbone, self.config.pretrained)
 
     def classes_by_head(self) -> dict[str, int]:
         """Classes of every head, background included; without domain-specific layers the one head of all labels."""
@@ -172,7 +176,7 @@ class MultiDomain(PatchMethod):
         """
         original = read_image(case.image)
         self._check_image(case, original)
-        found, guess = self.find_domain(case, original)
+        found, guess = find_domain(self, case, original)
         domain = self.registry[found.domain]
         loaded: Sample = {
             "image": prepare(original, domain, self.config),
@@ -224,27 +228,11 @@ class MultiDomain(PatchMethod):
         patches = [d.patch or self.config.patch for d in self.registry.domains.values()]
         return tuple(max(lengths) for lengths in zip(*patches, strict=True))[:axes]
 
-    def find_domain(self, case: Case, image: MetaTensor) -> tuple[Resolution, Guess | None]:
-        """What is known of the case, else the classifier's guess."""
-        found = self.registry.resolve(case)
-        if found is not None:
-            return found, None
-        if len(self.registry.names) == 1:
-            return Resolution(self.registry.names[0], "only domain"), None
-        guess = self.guess_domain(image)
-        unsure = guess.confidence < self.config.least_confidence or guess.distance > 1
-        if unsure and self.config.unknown == "refuse":
-            raise UnusableInputError(
-                f"the domain of {case.id} is unknown (nearest: {guess.domain}, {guess.confidence:.2f}); state one of "
-                f"{', '.join(self.registry.names)}"
-            )
-        return Resolution(guess.domain, "classifier", guess.confidence), guess
-
     @torch.no_grad()
-    def guess_domain(self, image: MetaTensor) -> Guess:
-        """The classifier's opinion of an image (C, *grid)."""
+    def guess_domain(self, image: MetaTensor, domain: str | None = None) -> Guess:
+        """The classifier's opinion of an image (C, *grid): of the most probable domain, or of the one that is named."""
         device = next(self.network.classifier.parameters()).device
-        return self.network.classifier.guess(whole_views(image).to(device))
+        return self.network.classifier.guess(whole_views(image).to(device), domain)
 
     def read_truth(self, case: Case, image: MetaTensor) -> MetaTensor:
         """The case's mask; without names of its own, its values mean what they mean in its domain."""
@@ -357,7 +345,7 @@ class MultiDomain(PatchMethod):
                 "domain_from": loaded["source"],
                 "domain_confidence": round(loaded["confidence"], 3),
             },
-            warnings=self._doubts(loaded),
+            warnings=doubts(self, loaded),
         )
 
     def probabilities(self, loaded: Sample) -> torch.Tensor:
@@ -393,7 +381,7 @@ class MultiDomain(PatchMethod):
         """The case with the label names of its domain, where it has none."""
         if case.names:
             return case
-        domain = self.registry[self.find_domain(case, image)[0].domain]
+        domain = self.registry[find_domain(self, case, image)[0].domain]
         names = domain.names_of(range(1, 256))
         plain = all(self.labels.get(name) == value for value, name in names.items())
         return case if plain else replace(case, names=names)
@@ -417,16 +405,6 @@ class MultiDomain(PatchMethod):
         except NotFoundError:
             return None
         return found.domain if found else None
-
-    def _doubts(self, loaded: Sample) -> tuple[str, ...]:
-        if loaded["source"] != "classifier":
-            return ()
-        if loaded["confidence"] < self.config.least_confidence or loaded["distance"] > 1:
-            return (
-                f"the domain of this image is unknown; segmented as {loaded['domain']} "
-                f"({loaded['confidence']:.2f}), state one of {', '.join(self.registry.names)} if that is wrong",
-            )
-        return (f"domain {loaded['domain']} was recognised automatically ({loaded['confidence']:.2f})",)
 
     def _frozen_iterations(self) -> int:
         """Iterations in which only a new domain's slot and head learn; 0 where it has none of its own."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,19 +12,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medseg.errors import NotFoundError, UnusableInputError
+from medseg.networks.stem import fit_channels
 
 log = logging.getLogger(__name__)
+
+LOW = 0.25  # ours: below this share of loaded tensors the account is a warning
+BLOCK = re.compile(r"^(_blocks)\.\d+(\.\d+\.)")
+"""A block of MONAI's EfficientNet: stage and number; published files have the number alone."""
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> int:
     """Copy tensors whose shape matches and whose name ends like the network's own.
 
-    A layer `down_1.convs.conv_0.conv.weight` is found as `student.encoder.down_1.convs.conv_0.conv.weight`, too, and an
-    EfficientNet's own file, without the prefix `encoder.`, fits a `FlexibleUNet`. Domain slots of another multi-domain
-    model are passed over; its first domain's slot fills each norm.
+    A layer `down_1.convs.conv_0.conv.weight` is found as `student.encoder.down_1.convs.conv_0.conv.weight`, too. The
+    published files of EfficientNet fit a `FlexibleUNet`: they have no prefix `encoder.` and count their blocks without
+    the stage before. A first convolution for colour is summed for grey images. Domain slots of another multi-domain
+    model are passed over; its first domain's slot fills all slots of a norm.
 
     Args:
-        network: changed in place, before norms are converted.
+        network: changed in place; its norms may have slots of domains.
         path: `.safetensors`, or a PyTorch file that holds tensors only; a folder that holds `model.safetensors`.
 
     Returns:
@@ -38,17 +46,31 @@ def load_pretrained(network: nn.Module, path: str | Path) -> int:
         parts = name.split(".")
         for start in range(len(parts)):
             ends.setdefault(".".join(parts[start:]), value)
-    copied = 0
     own = network.state_dict()
-    for name, value in own.items():
-        found = next((ends[end] for end in (name, name.removeprefix("encoder.")) if end in ends), None)
-        if found is not None and found.shape == value.shape:
-            value.copy_(found)
-            copied += 1
+    copied = sum(_copy(value, [ends[known] for known in _names(name) if known in ends]) for name, value in own.items())
     if not copied:
         raise UnusableInputError(f"pretrained = {path} has no tensor that fits this network; check network and width")
-    log.info("pretrained %s: %d of %d tensors loaded", path, copied, len(own))
+    level = logging.WARNING if copied < LOW * len(own) else logging.INFO
+    log.log(level, "pretrained %s: %d of %d tensors loaded", path, copied, len(own))
     return copied
+
+
+def _copy(value: torch.Tensor, found: Sequence[torch.Tensor]) -> bool:
+    """Fill a tensor from the first of several that fits."""
+    for source in found:
+        fitted = source if source.shape == value.shape else fit_channels(source, value)
+        if fitted is not None:
+            with torch.no_grad():
+                value.copy_(fitted)
+            return True
+    return False
+
+
+def _names(name: str) -> list[str]:
+    """What a tensor of the network may be called in a file."""
+    plain = _plain(name)
+    bare = plain.removeprefix("encoder.")
+    return [plain, bare, BLOCK.sub(r"\1\2", bare)]
 
 
 def _plain(name: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.cases import Case
-from medseg.domains import Domain, aliases_of, assign_domains
+from medseg.domains import Domain, aliases_of, assign_domains, stated_domain
 from medseg.errors import MedsegError
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.patches import automatic_scale
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOOK = 4  # ours: images of a domain that are looked at for its spacing and size
 COARSE = 1.5  # ours: an axis this much coarser than the others counts the slices
+FEW = 3  # ours: masks of a domain from which on a stray label shows
 MULTIPLE = 16  # the network halves its grid four times
 
 Number = tuple[int, str | None]
@@ -49,9 +50,12 @@ def build_registry(config: MultiDomainConfig, cases: Sequence[Case]) -> dict[str
         log.warning("domains without a mask, which are left out: %s", ", ".join(left_out))
     if not found:
         raise MedsegError(f"none of the {len(cases)} cases has a mask that can be read; save a label, then train")
-    domains = [_describe(config, name, groups[name], labels) for name, labels in found.items()]
-    taken = Counter(alias for domain in domains for alias in domain.aliases)
-    domains = [replace(d, aliases=tuple(a for a in d.aliases if taken[a] == 1)) for d in domains]
+    domains = []
+    for name, labels in found.items():
+        others = [case for case in cases if names[case.id] != name]
+        aliases = aliases_of(name, groups[name], others, config.domain_pattern)
+        domains.append(replace(_describe(config, name, groups[name], labels), aliases=aliases))
+    _tell_inferred(groups)
     for domain in domains:
         alone = len({case.patient for case in groups[domain.name] if case.label is not None}) == 1
         note = "; a single labelled patient is little to learn a domain from" if alone else ""
@@ -61,8 +65,23 @@ def build_registry(config: MultiDomainConfig, cases: Sequence[Case]) -> dict[str
     return {domain.name: domain.to_dict() for domain in domains}
 
 
+def _tell_inferred(groups: Mapping[str, Sequence[Case]]) -> None:
+    """Name the domains that nobody stated: a prefix may be a patient, which no name tells."""
+    inferred = [
+        name
+        for name, group in groups.items()
+        if not any(stated_domain(case) or name == (case.dataset or "images") for case in group)
+    ]
+    if len(inferred) > 1:
+        log.warning(
+            "domains %s were inferred from file names or DICOM headers; where these are patients, state the domains "
+            "(labels.csv) or set domain_pattern",
+            ", ".join(inferred),
+        )
+
+
 def _labels(cases: Sequence[Case]) -> Counter[Number]:
-    """How many masks of a domain hold each value."""
+    """How many masks of a domain hold each value; what the names of its data set leave out is refused at loading."""
     counts: Counter[Number] = Counter()
     for case in cases:
         if case.label is None:
@@ -71,7 +90,8 @@ def _labels(cases: Sequence[Case]) -> Counter[Number]:
             values = torch.unique(read_mask(case.label).as_tensor())
         except MedsegError:
             continue  # the run itself reports damaged files by name
-        counts.update({(int(v), (case.names or {}).get(int(v))) for v in values if v > 0})
+        known = case.names
+        counts.update({(int(v), (known or {}).get(int(v))) for v in values if v > 0 and (not known or int(v) in known)})
     return counts
 
 
@@ -97,6 +117,12 @@ def _without_strays(
         for value, label in strays:
             text = "label %s is rare in domain %s and belongs to another; its cases are refused"
             log.warning(text, label or value, name)
+        shared = [str(n[1] or n[0]) for n in result[name] if (n[1] or n[0]) in elsewhere]
+        if shared and masks[name] < FEW:
+            text = (
+                "domain %s has %d masks, and other domains have its %s, too; look whether a mask is of another domain"
+            )
+            log.warning(text, name, masks[name], ", ".join(shared))
     return result
 
 
@@ -111,7 +137,6 @@ def _describe(config: MultiDomainConfig, name: str, cases: Sequence[Case], count
         name=name,
         labels=tuple(dict.fromkeys(labels)),
         values=values,
-        aliases=aliases_of(name, cases, config.domain_pattern),
         spacing=spacing,
         patch=patch,
         slice_axis=axis,

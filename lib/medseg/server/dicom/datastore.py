@@ -22,6 +22,7 @@ from monai.data import MetaTensor
 from monailabel.datastore.local import LocalDatastoreModel
 from pydicom.dataset import Dataset
 
+from medseg.domains import TAGS
 from medseg.errors import ConflictError, MedsegError, NotFoundError, UnusableInputError
 from medseg.files import read_json, write_json
 from medseg.server.datastore import MedsegDatastore
@@ -238,8 +239,11 @@ class DicomWebDatastore(MedsegDatastore):
             write_volume(path, series.volume)
             logger.info("fetched %s: %s, %.1f s", image_id, series.grid.shape, time.perf_counter() - started)
         lock.unlink(missing_ok=True)
+        told: dict[str, Any] = {name: str(value) for name in TAGS if (value := series.header.get(name))}
         if series.remarks:
-            self.update_image_info(image_id, {"remarks": list(series.remarks)})
+            told["remarks"] = list(series.remarks)
+        if told:
+            self.update_image_info(image_id, told)
 
     def _fetch_label(self, image_id: str, tag: str) -> None:
         """Bring a finished label from the archive onto its image's grid; one that cannot be used is taken back."""

@@ -12,7 +12,7 @@ from typing import Any
 from medseg.acquisition.leases import LeaseBook
 from medseg.acquisition.score_store import ScoreStore
 from medseg.cases import Case, image_suffix, patient_of
-from medseg.domains import assign_domains
+from medseg.domains import TAGS, assign_domains
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.label_maps import NAMES_FILE, read_file
 from medseg.methods.base import Method, MethodConfig, Supervision
@@ -150,6 +150,7 @@ class Study:
         """All images, labelled or not, in order of their ids."""
         return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
 
+            tags={name: str(info[name]) for name in TAGS if info.get(name)} or None,
     def usable_cases(self, kind: type[Method]) -> tuple[list[Case], dict[str, str]]:
         """The images that a method can learn from, in order of their ids; and why others are left out.
 

@@ -90,8 +90,12 @@ class MedsegTrain(TrainTask):
         resume = str(options.pop("resume", True)).lower() not in ("false", "0", "no", "off")
         labelled = _count(options.pop("labelled", None), "labelled")
         processes = _count(options.pop("processes", None), "processes")
-        if "init" in options:  # a file name from the network; people set it with --conf
-            raise MedsegError("init cannot be set by a request; start the server with --conf init champion or a file")
+        named = sorted(method_class(self.method).config_class.files & options.keys())
+        if named:  # a file name from the network; people set it when they start the server
+            raise MedsegError(
+                f"{named[0]} cannot be set by a request, because it names a file; start the server with "
+                "--conf init champion, or with --conf set"
+            )
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
         if needs_masks(self.method) and not self.study.labelled():

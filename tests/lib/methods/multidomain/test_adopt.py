@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from medseg.cases import Case, load_cases
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UnusableInputError
 from medseg.inference.model_folder import save_model
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
@@ -17,7 +18,7 @@ from medseg.methods.multidomain.terms import one_hot
 from medseg.networks.domain_norm import domain_slots, slot_key
 from medseg.phantoms.joints import write_joints
 from medseg.training.initial import load_initial
-from medseg.transforms.io import read_image
+from medseg.transforms.io import read_image, read_mask, write_volume
 
 LABELS = {"tibia": 1, "talus": 2, "femur": 3, "humerus": 4}
 
@@ -128,6 +129,20 @@ def error_of(method: MultiDomain, before: MultiDomain, cases: list[Case]) -> flo
                 errors.append(float((which.network.prior(prob, case.dataset).softmax(1) - prob).square().mean()))
         found.append(sum(errors))
     return found[0] - found[1]
+
+
+def test_label_of_another_old_domain_is_no_new_label(joints: list[Case], old: Path, tmp_path: Path) -> None:
+    mask = read_mask(joints[3].label)
+    mask[0, :3, :3, :2] = 3
+    names = {1: "femur", 2: "tibia", 3: "talus"}
+    mixed = replace(joints[3], label=write_volume(tmp_path / "mixed.nii.gz", mask), names=names)
+    settings = {**SMALL, "init": str(old)}
+
+    fitted = MultiDomain.fit_config(MultiDomainConfig.from_dict(settings), [mixed, *joints[6:]])
+
+    assert fitted.domains["knee"]["labels"] == ["femur", "tibia"]
+    with pytest.raises(UnusableInputError, match="holds label 'talus', but domain knee has femur, tibia"):
+        MultiDomain(fitted, LABELS).load(mixed)
 
 
 def extend(make: Any, old: Path, **settings: object) -> MultiDomain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from medseg.benchmark.arms import ArmContext
 from medseg.cases import Case
+from medseg.errors import MedsegError
 from medseg.files import read_json
 from medseg.methods.base import Arm
 from medseg.methods.multidomain.config import MultiDomainConfig
@@ -56,6 +58,17 @@ def test_transfer_spends_half_its_steps_on_another_domain(joints: list[Case], tm
         assert read_json(tmp_path / name / "metrics.json")["iterations"] == 1
     assert read_json(tmp_path / "ankle_from_knee" / "metrics.json")["labelled"] == ["knee_01", "knee_02"]
     assert load_file(tmp_path / "ankle" / "model.safetensors")
+
+
+def test_domain_that_nothing_was_learnt_of_is_no_silent_gap(joints: list[Case], tmp_path: Path) -> None:
+    whole = context(joints, tmp_path)
+    less = replace(whole, training_cases=tuple(c for c in whole.training_cases if c.dataset != "knee"))
+    alone = replace(whole, training_cases=whole.training_cases[:2], held_out_cases=whole.held_out_cases[:1])
+
+    with pytest.raises(MedsegError, match=r"domain knee, of which no labelled case trains; raise --labelled"):
+        ARMS["individual"].run(less)
+    with pytest.raises(MedsegError, match=r"transfer needs two domains, but all training cases are of ankle"):
+        ARMS["transfer"].run(alone)
 
 
 def test_arms_have_the_names_of_the_card_and_full_is_tested() -> None:

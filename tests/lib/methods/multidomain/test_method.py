@@ -200,6 +200,28 @@ def test_label_of_another_joint_in_a_mask_is_refused(make: Make, joints: list[Ca
         method.load(mixed)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_label_that_the_names_of_a_data_set_leave_out_is_refused_however_few_masks(
+    make: Make, joints: list[Case], tmp_path: Path, count: int
+) -> None:
+    mask = read_mask(joints[0].label)
+    mask[0, :3, :3, :2] = 3
+    mixed = replace(joints[0], label=write_volume(tmp_path / "mixed.nii.gz", mask))
+
+    method = make([mixed, *joints[1:count], *joints[3:]])
+
+    assert method.registry["ankle"].labels == ("tibia", "talus")
+    with pytest.raises(UnusableInputError, match="holds value 3, but the labels of its data set are tibia, talus"):
+        method.load(mixed)
+
+
+def test_label_that_another_domain_has_is_told_where_few_masks_cannot_settle_it(
+    make: Make, joints: list[Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    make([joints[0], *joints[3:]])
+    assert "domain ankle has 1 masks, and other domains have its tibia, too" in caplog.text
+
+
 def test_domain_with_one_case_trains(make: Make, joints: list[Case], draw_batch: Any) -> None:
     few = [*joints[:3], joints[3]]
     method = make(few)
@@ -284,6 +306,10 @@ def test_score_is_relative_to_the_domain(make: Make, joints: list[Case], trainin
         ({"contrast_weight": -1}, "contrast_weight = -1.0 must be a number from 0"),
         ({"flip_axes": (2,)}, "flip_axes"),
         ({"width": 0}, "at least 1"),
+        ({"network": "attention", "patch": (24, 24)}, r"patch = \(24, 24\) must hold multiples of 16"),
+        ({"network": "attention", "encoder_rate": 0.3}, "encoder_rate has no effect on network=attention"),
+        ({"contrast_weight": 0.1, "domain_layers": False}, "contrast_weight needs domains that are told apart"),
+        ({"contrast_temperature": 0}, "contrast_temperature = 0.0 must be above 0"),
     ],
 )
 def test_wrong_settings_are_one_sentence(settings: dict[str, object], words: str) -> None:
