@@ -9,11 +9,14 @@ import pytest
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
+from medseg.files import read_json, write_json
 from medseg.methods.dram.method import DRAM
 from medseg.methods.supervised.method import Supervised
-from medseg.phantoms.chest import LABELS, make_chest, true_percent
+from medseg.phantoms.chest import LABELS, Chest, make_chest, true_percent
 from medseg.phantoms.study import write_grid
 from medseg.simulation import severity
+from medseg.simulation.request import SimulationRequest
+from medseg.simulation.run import run_simulation
 from medseg.simulation.severity import severity_of, type_severity
 from medseg.transforms.io import read_mask
 from medseg.transforms.regions import THIRDS
@@ -40,11 +43,16 @@ def test_regions_and_whole_per_cents_of_the_truth(tmp_path: Path) -> None:
     assert weak["source"] == "reader"
 
 
-def test_regions_are_those_of_the_body_whatever_the_files_axes(tmp_path: Path) -> None:
-    chest = make_chest(0, (24, 20, 9))
+def lps(chest: Chest) -> np.ndarray:
+    """Affine of the phantom with its first two axes reversed."""
     flipped = np.diag([-1.0, -1.0, 1.0, 1.0])
     flipped[:2, 3] = np.array(chest.mask.shape[:2]) - 1
-    affine = chest.affine @ flipped  # LPS
+    return chest.affine @ flipped
+
+
+def test_regions_are_those_of_the_body_whatever_the_files_axes(tmp_path: Path) -> None:
+    chest = make_chest(0, (24, 20, 9))
+    affine = lps(chest)
     image = write_grid(tmp_path / "lps.nii.gz", chest.image[::-1, ::-1], affine)
     truth = write_grid(tmp_path / "lps_truth.nii.gz", chest.mask[::-1, ::-1], affine)
 
@@ -79,3 +87,35 @@ def test_a_refused_extent_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         type_severity(annotator, "c", tmp_path / "r.nii.gz", {"extent": {"1": 400}})  # type: ignore[arg-type]
     assert sent[0][0] == "/datastore/image/info?image=c"
     assert '"extent": {"1": 400}' in sent[0][1]["info"]
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_simulated_reader_types_extents_and_then_corrects_masks(tmp_path: Path) -> None:
+    """Files in LPS: what is typed must be of the regions that the server measures in."""
+    for seed in range(5):
+        chest = make_chest(seed, (24, 20, 9))
+        affine = lps(chest)
+        write_grid(tmp_path / "data" / "images" / f"c{seed}.nii.gz", chest.image[::-1, ::-1], affine)
+        write_grid(tmp_path / "data" / "labels" / f"c{seed}.nii.gz", chest.mask[::-1, ::-1], affine)
+    write_json(tmp_path / "data" / "labels.json", LABELS)
+    settings = {"width": "4", "amp": "off", "scale": "1", "epoch_iterations": "2"}
+    asked = {"rounds": 1, "per_round": 1, "initial": 1, "validation": 1, "test": 1, "iterations": 4, "preset": None}
+
+    summary = run_simulation(
+        SimulationRequest(
+            "dram", (tmp_path / "data",), tmp_path / "out", ("dram",), settings=settings, device="cpu", **asked
+        )
+    )
+
+    (curve,) = summary["curves"]
+    assert [entry["labels"] for entry in curve["rounds"]] == [1, 2]
+    (index,) = (tmp_path / "out").rglob("datastore_v2.json")
+    images = {name: entry["image"]["info"] for name, entry in read_json(index)["objects"].items()}
+    weak = {name: info["weak"] for name, info in images.items() if "weak" in info}
+    assert len(weak) >= 3
+    typed = {name: values for name, values in weak.items() if values["source"] == "reader"}
+    assert typed
+    for name, values in weak.items():
+        true = true_percent(make_chest(int(name[1:]), (24, 20, 9)))
+        assert values["extent"] == pytest.approx({region: true[i] for region, i in THIRDS.items()}, abs=0.5)
