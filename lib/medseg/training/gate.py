@@ -76,6 +76,7 @@ def gate(
     device: str = "cpu",
     eps: float = 0.0,
     among: Sequence[Case] = (),
+    ties: bool = False,
 ) -> Decision:
     """Publish a candidate if it is better than the champion.
 
@@ -86,6 +87,7 @@ def gate(
         validation: frozen validation cases; those without a mask are ignored.
         device: where to run the models.
         eps: by how much the quality must be higher, in [0, 1].
+        ties: an equal quality is enough, for a candidate that has the champion's weights and knows more labels.
         among: all cases of the study: what group a case is in may follow from the others; empty: `validation`.
 
     Raises:
@@ -102,7 +104,7 @@ def gate(
                 # A run that was killed between publish and its own end meets itself here.
                 reason = f"version {champion.number} is this very model and is served already"
                 return Decision(True, champion.number, reason, champion.metrics.get("validation"))
-            judge = Judge(cases, device, eps, among)
+            judge = Judge(cases, device, eps, among, ties)
             verdict = judge.compare(candidate_run, champion)
             reason = " ".join([verdict.reason, *unreadable])
             try:

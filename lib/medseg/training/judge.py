@@ -51,8 +51,10 @@ class Verdict:
 class Judge:
     """Compares two models on the same cases; the candidate's method tells their groups, and how good a value is."""
 
-    def __init__(self, cases: Sequence[Case], device: str, eps: float, among: Sequence[Case] = ()) -> None:
-        self.cases, self.device, self.eps = cases, device, eps
+    def __init__(
+        self, cases: Sequence[Case], device: str, eps: float, among: Sequence[Case] = (), ties: bool = False
+    ) -> None:
+        self.cases, self.device, self.eps, self.ties = cases, device, eps, ties
         self.among = list({case.id: case for case in (*among, *cases)}.values())
         self.fingerprint = _fingerprint(cases, device) if cases else ""
 
@@ -98,6 +100,8 @@ class Judge:
         found = compare_groups(self._qualities(candidate), self._qualities(incumbent), self.groups)
         figures = f"{candidate['quality']:.4f} against {incumbent['quality']:.4f} of version {champion.number}"
         figures += f" on {len(self.cases)} validation case{'s' * (len(self.cases) > 1)}{_in_groups(found)}"
+        if self.ties and found.gain == 0:
+            return Verdict(True, f"as good with today's labels, {figures}.", candidate, incumbent)
         if found.gain <= self.eps:
             limit = f" (at least {self.eps:g} is asked for)" if self.eps else ""
             return Verdict(False, f"rejected: not better, {figures}{limit}.", candidate, incumbent)

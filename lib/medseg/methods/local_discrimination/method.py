@@ -72,6 +72,7 @@ class LocalDiscrimination(PatchMethod):
     metric = "retrieval"
     markups = True
     describes = True
+    refresh: ClassVar = {"landmarks": (), "templates": 0}
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 

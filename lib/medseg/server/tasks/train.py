@@ -28,6 +28,7 @@ from medseg.training.gate import gate
 from medseg.training.processes import gone
 from medseg.training.run import TrainingJob, TrainingStoppedError, train
 from medseg.training.split import Split
+from medseg.training.version_store import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,15 @@ class TrainRequest:
     processes: int
     resume: bool
     labelled: int | None
+    refresh: bool = False
 
 
 class MedsegTrain(TrainTask):
     """Trains one method on everything the datastore knows.
 
     Request keys: `device`, `processes` (of torchrun, one GPU each), `resume` (default true), `labelled` (use only the
-    first N labelled training images), and every setting of the method's config, for example `iterations` and `seed`.
+    first N labelled training images), `refresh` (no training: the served model with today's labels, for example with
+    one more template, see `Method.refresh`), and every setting of the method's config, for example `iterations`.
     """
 
     def __init__(self, study: Study, method: str) -> None:
@@ -96,14 +99,17 @@ class MedsegTrain(TrainTask):
                 f"{named[0]} cannot be set by a request, because it names a file; start the server with "
                 "--conf init champion, or with --conf set"
             )
+        refresh = str(options.pop("refresh", False)).lower() in ("true", "1", "yes", "on")
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
+        if refresh:
+            config, resume = self._refreshed(), False
         if needs_masks(self.method) and not self.study.labelled():
             raise ConflictError(
                 "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
             )
         amp_dtype(config.amp, torch.device(device))
-        return TrainRequest(config, device, self._processes(processes, device, config), resume, labelled)
+        return TrainRequest(config, device, self._processes(processes, device, config), resume, labelled, refresh)
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Train, then let the gate decide.
@@ -147,7 +153,7 @@ class MedsegTrain(TrainTask):
         logger.info("comparing the candidate with the current model")
         result = gate(
             self.study.registry, self.method, run.path, split.validation, request.device, self.study.settings.gate_eps,
-            among=cases,
+            among=cases, ties=request.refresh,
         )  # fmt: skip
         decision = {
             "published": result.published,
@@ -225,6 +231,18 @@ class MedsegTrain(TrainTask):
         wanted = self.study.settings.gpus
         there = torch.cuda.device_count()
         return there if wanted == "all" else min(int(wanted), there)
+
+    def _refreshed(self) -> MethodConfig:
+        """The served model's settings; those that follow from labels are open again, and one iteration learns nothing."""
+        kind = method_class(self.method)
+        if kind.refresh is None:
+            raise MedsegError(f"{self.method} keeps nothing that a refresh could renew; train it")
+        champion = self.study.registry.champion(self.method)
+        if champion is None:
+            raise ConflictError(f"{self.method} has no model to refresh yet; train it first")
+        settings = read_config(champion.folder)["config"]
+        still = {"iterations": 1, "learning_rate": 0.0, "init": str(champion.folder / "model.safetensors")}
+        return kind.config_class.from_dict({**settings, **still}).with_overrides(kind.refresh)
 
     def _init(self) -> str | None:
         """Weights to start from: those of `--conf init`, which may name the champion of this or of another method."""

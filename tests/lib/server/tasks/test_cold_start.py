@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods.local_discrimination.points import to_world
 from medseg.phantoms.study import StudyOptions, write_study
@@ -90,3 +92,27 @@ def test_one_marked_image_is_a_template_for_all_others(app: Any) -> None:
     app.datastore().update_image_info("organ_001", confirmed)
     position = torch.tensor(app.study.case("organ_001").weak.landmarks["tip"])
     assert torch.allclose(position, torch.tensor(found["position"]) * torch.tensor([-1.0, -1.0, 1.0]))
+
+
+def test_a_confirmed_image_is_one_more_template_without_training(app: Any) -> None:
+    def mark(name: str) -> None:
+        point = to_world(torch.tensor([[12.0, 11.0, 7.0]]), read_image(app.study.image(name)))[0].tolist()
+        app.datastore().update_image_info(name, {"weak": {"landmarks": {"tip": point}, "landmark_unit": "mm"}})
+
+    def weights() -> dict[str, torch.Tensor]:
+        return load_file(app.study.registry.champion(METHOD).folder / "model.safetensors")
+
+    with pytest.raises(ConflictError, match="no model to refresh"):
+        app._trainers[METHOD].check({"refresh": True})
+    train(app, METHOD)
+    before = weights()
+    mark("organ_000")
+    decision = app.train({"model": METHOD, "refresh": True})["decision"]
+    after = weights()
+
+    assert decision["published"]
+    assert "bank.known" not in before
+    assert bool(after["bank.known"].any())
+    assert all(torch.allclose(after[key], value) for key, value in before.items() if key.startswith("trunk."))
+    with pytest.raises(MedsegError, match="supervised keeps nothing that a refresh could renew"):
+        app._trainers["supervised"].check({"refresh": True})
