@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from medseg.files import read_json
 
-ITERATIONS = {"supervised": 60, "caml": 24}
+ITERATIONS = {"supervised": 60, "caml": 24, "local_discrimination": 24}
 SETTINGS = {
     "supervised": {"network": "vnet", "labelled_batch": 2},
     # dropout, the bank, the running average and the attention's coin are all state that must survive
     "caml": {"labelled_batch": 1, "unlabelled_batch": 1, "average": 0.9, "perturb": "intensity"},
+    # the prototypes' running average; regions begin between two kills
+    "local_discrimination": {"image_batch": 2, "patch": "24,24,16", "warmup": 0.4},
 }
 
 

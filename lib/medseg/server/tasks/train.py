@@ -233,7 +233,7 @@ class MedsegTrain(TrainTask):
         return there if wanted == "all" else min(int(wanted), there)
 
     def _refreshed(self) -> MethodConfig:
-        """The served model's settings; those that follow from labels are open again, and one iteration learns nothing."""
+        """The served model's settings; what follows from labels is open again, and one iteration learns nothing."""
         kind = method_class(self.method)
         if kind.refresh is None:
             raise MedsegError(f"{self.method} keeps nothing that a refresh could renew; train it")
