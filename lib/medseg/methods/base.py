@@ -314,6 +314,7 @@ class Method(ABC):
 
     Class attributes beside the obvious:
         metric: the key quality figure among the values of `evaluate`.
+        axes: number of spatial axes of the images, where no setting `dimension` tells it.
         markups: predictions carry points or lines; viewers are offered them as a model of their own.
         refresh: settings that follow from labels and are open again when what `conclude` keeps is renewed from today's
             labels, without training (`refresh` in a train request); None: there is nothing to renew.
@@ -329,6 +330,7 @@ class Method(ABC):
     presets: ClassVar[Mapping[str, Preset]]
     arm_groups: ClassVar[Mapping[str, ArmGroup]]  # the first group is the default
     metric: ClassVar[str] = "dice"
+    axes: ClassVar[int] = 3
     markups: ClassVar[bool] = False
     describes: ClassVar[bool] = False
     refresh: ClassVar[Mapping[str, Any] | None] = None
@@ -417,11 +419,6 @@ class Method(ABC):
     def build_network(self) -> nn.Module:
         """The network, on the CPU, deterministic under torch's current seed."""
 
-    @abstractmethod
-    def streams(self, cases: Sequence[Case]) -> list[Stream]:
-        """Group training cases into streams. Cases without a label have `label is None`.
-
-        Raises:
     def initialise(self) -> None:
         """Work on the new network when a run starts afresh, for example weights from a file. Default: nothing.
 
@@ -429,6 +426,11 @@ class Method(ABC):
         """
         return
 
+    @abstractmethod
+    def streams(self, cases: Sequence[Case]) -> list[Stream]:
+        """Group training cases into streams. Cases without a label have `label is None`.
+
+        Raises:
             MedsegError: the cases do not suffice to learn from; says what is missing.
         """
 

@@ -216,6 +216,11 @@ class MedsegApp(MONAILabelApp):
             logger.info("label of %s: %s", image_id, remark)
         return {"remarks": remarks, "labelled": len(self.study.labelled()), "unlabelled": len(self.study.unlabelled())}
 
+    def on_image_info(self, image_id: str) -> None:
+        """The image is no longer leased once weak labels tell all methods what a mask would."""
+        if self.study.is_taught(image_id, self.settings.models):
+            self.study.leases.release(image_id)
+
     def prepare_job(self, kind: str, name: str, params: dict[str, Any]) -> None:
         """Refuse a job that cannot work before it is queued, and note what the job would no longer see.
 

@@ -117,6 +117,8 @@ def check_call(app: Any, kind: str, jobs: threading.Lock, arguments: dict[str, A
         app.known(app._strategies, str(arguments.get("strategy")), "strategy")
     if not starts or arguments.get("run_sync"):
         yield
+        if name == "api_put_image_info":
+            app.on_image_info(str(arguments.get("image")))
         return
     with jobs:
         if ("model" in arguments or "method" in arguments) and not arguments.get("enqueue"):

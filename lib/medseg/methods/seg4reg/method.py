@@ -80,6 +80,7 @@ class Seg4Reg(Method):
     presets: ClassVar = PRESETS
     arm_groups: ClassVar = ARM_GROUPS
     metric: ClassVar[str] = "smape"
+    axes: ClassVar[int] = 2
     markups: ClassVar[bool] = True
     merges_instances: ClassVar[bool] = True
 
@@ -107,7 +108,7 @@ class Seg4Reg(Method):
     @property
     def dimension(self) -> int:
         """2."""
-        return 2
+        return self.axes
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class MedsegInfer(InferTask):
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=study.labels,
-            dimension=3,
+            dimension=method_class(method).axes,
             description=method_class(method).title,
             config={"device": device_choices(study.settings.device), "uncertainty": False},
         )
@@ -250,6 +250,9 @@ class MarkupInfer(MedsegInfer):
         self._config.pop("uncertainty", None)
 
     def _write(self, prediction: Prediction, case: Case, request: Mapping[str, Any]) -> str | None:
+        if not prediction.markups:  # an empty file would look like a failure of the viewer
+            reasons = "; ".join(prediction.warnings) or "the model found no points or lines in it"
+            raise UnusableInputError(f"image {case.id} has no markups: {reasons}")
         return _write_markups(prediction)
 
 

@@ -59,7 +59,7 @@ class MedsegStrategy(Strategy):
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Choose and lease an image."""
         client = str(request.get("client_id") or "")
-        lease = self.study.leases.take(self.ranking(), client, self.name)
+        lease = self.study.leases.take(self._taught_last(self.ranking()), client, self.name)
         if lease is None:
             logger.info("%s: no image left for %r", self.name, client)
             return {}
@@ -69,6 +69,11 @@ class MedsegStrategy(Strategy):
             "score": lease.value,
             "lease_minutes": self.study.settings.lease_minutes,
         }
+
+    def _taught_last(self, ranked: Sequence[Scored]) -> list[Scored]:
+        """Images whose weak labels teach as much as a mask go last: who enters those would get them again for ever."""
+        methods = [self.method] if self.method else list(self.study.settings.models)
+        return sorted(ranked, key=lambda scored: self.study.is_taught(scored.id, methods))
 
     def ranking(self) -> list[Scored]:
         """All unlabelled images, best first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import TAGS, assign_domains
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.label_maps import NAMES_FILE, read_file
+from medseg.methods import method_class
 from medseg.methods.base import Method, MethodConfig, Supervision
 from medseg.server.settings import AppSettings
 from medseg.stamps import case_stamp, file_stamp
@@ -133,6 +134,11 @@ class Study:
         outline = self._outline(identifier, self.image(identifier))
         return replace(outline, label=self._label(identifier, "final"), regions=self._label(identifier, "regions"))
 
+    def is_taught(self, identifier: str, methods: Sequence[str]) -> bool:
+        """Whether an image's weak labels tell each of the methods what a mask would (`Method.is_labelled`)."""
+        outline = self._outline(identifier, Path(identifier))
+        return all(method_class(name).is_labelled(outline) for name in methods)
+
     def _outline(self, identifier: str, image: Path) -> Case:
         """What an image's info tells of it; no file is looked at."""
         info = self.datastore.get_image_info(identifier) or {}
@@ -144,13 +150,13 @@ class Study:
             domain=weak.domain if weak else None,
             patient=str(info.get("patient") or patient_of(identifier, self.settings.patient_pattern)),
             dataset=self.key,
+            tags={name: str(info[name]) for name in TAGS if info.get(name)} or None,
         )
 
     def cases(self) -> list[Case]:
         """All images, labelled or not, in order of their ids."""
         return [self.case(identifier) for identifier in sorted(self.datastore.list_images())]
 
-            tags={name: str(info[name]) for name in TAGS if info.get(name)} or None,
     def usable_cases(self, kind: type[Method]) -> tuple[list[Case], dict[str, str]]:
         """The images that a method can learn from, in order of their ids; and why others are left out.
 

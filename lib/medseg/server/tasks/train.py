@@ -17,7 +17,7 @@ from medseg.cases import Case, save_cases
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods import method_class
-from medseg.methods.base import MethodConfig
+from medseg.methods.base import Method, MethodConfig
 from medseg.networks.precision import amp_dtype
 from medseg.server.tasks.device import device_choices, resolve_device
 from medseg.server.tasks.distributed import most_processes, train_distributed
@@ -136,7 +136,7 @@ class MedsegTrain(TrainTask):
         kind = method_class(self.method)
         cases, skipped = self.study.usable_cases(kind)
         everything = self.study.split(cases, kind, request.config)
-        split = _first_labelled(everything, request.labelled)
+        split = _first_labelled(everything, request.labelled, kind)
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)
         run = self.runs.open(mark, request.resume)
         self.runs.record("running", run.path)
@@ -256,15 +256,15 @@ class MedsegTrain(TrainTask):
         return str(champion.folder / "model.safetensors")
 
 
-def _first_labelled(split: Split, count: int | None) -> Split:
-    """Hide the masks of all but the first `count` labelled training cases."""
+def _first_labelled(split: Split, count: int | None, kind: type[Method]) -> Split:
+    """Hide the labels of all but the first `count` labelled training cases."""
     if count is None:
         return split
-    masked = [case.id for case in split.training if case.label is not None]
-    if not 1 <= count <= len(masked):
-        raise MedsegError(f"labelled is {count}; this study has {len(masked)} labelled images that may train")
-    kept = set(masked[:count])
-    training: tuple[Case, ...] = tuple(case if case.id in kept else case.without_label() for case in split.training)
+    labelled = [case.id for case in split.training if kind.is_labelled(case)]
+    if not 1 <= count <= len(labelled):
+        raise MedsegError(f"labelled is {count}; this study has {len(labelled)} labelled images that may train")
+    kept = set(labelled[:count])
+    training: tuple[Case, ...] = tuple(case if case.id in kept else kind.hide_label(case) for case in split.training)
     return Split(training, split.validation)
 
 

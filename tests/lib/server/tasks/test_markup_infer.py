@@ -53,6 +53,18 @@ def test_points_come_as_a_detection_model_that_answers_with_slicer_markups(app: 
     assert (markup["type"], markup["controlPoints"][0]["position"]) == ("Fiducial", [-1.0, -2.0, 3.0])
 
 
+@pytest.mark.parametrize(
+    ("warnings", "reason"), [(("no spine is seen", "turn it"), "no spine is seen; turn it"), ((), "found no points")]
+)
+def test_nothing_to_draw_is_told_and_no_empty_file(
+    app: Any, monkeypatch: pytest.MonkeyPatch, warnings: tuple[str, ...], reason: str
+) -> None:
+    monkeypatch.setattr(Supervised, "finish", lambda self, prediction, case: replace(prediction, warnings=warnings))
+
+    with pytest.raises(UnusableInputError, match=f"image organ_003 has no markups: .*{reason}"):
+        app.infer({"model": "supervised_markups", "image": "organ_003"})
+
+
 def test_domain_and_weak_labels_of_a_request_reach_the_method(app: Any, seen: list[Case]) -> None:
     app.infer({"model": "supervised", "image": "organ_003", "domain": "knee"})
     app.infer({"model": "supervised", "image": "organ_003", "weak": {"extent": {"1": 12.5}, "domain": "ankle"}})

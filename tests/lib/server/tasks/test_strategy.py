@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from medseg.acquisition.score_store import StoredScore
+from medseg.cases import Case
 from medseg.errors import NotFoundError
+from medseg.methods.supervised.method import Supervised
 
 
 def sample(app: Any, strategy: str, client: str = "ann") -> dict[str, Any]:
@@ -71,6 +73,30 @@ def test_saving_a_label_ends_the_lease(make_app: Any, tmp_path: Any) -> None:
     assert (reply["labelled"], reply["unlabelled"]) == (4, 1)
     assert isinstance(reply["remarks"], list)
     assert sample(app, "first")["id"] != image
+
+
+def test_images_that_weak_labels_tell_all_of_go_last_and_are_given_back(
+    make_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_labelled(case: Case) -> bool:
+        return case.label is not None or bool(case.weak and case.weak.angles)
+
+    monkeypatch.setattr(Supervised, "is_labelled", staticmethod(is_labelled))
+    app = make_app()
+    assert sample(app, "first")["id"] == "organ_003"
+
+    app.datastore().update_image_info("organ_003", {"weak": {"domain": "x"}})
+    app.on_image_info("organ_003")
+    held = app.study.leases.of("organ_003")
+    app.datastore().update_image_info("organ_003", {"weak": {"angles": {"max": 12}}})
+    app.on_image_info("organ_003")
+
+    assert held is not None
+    assert app.study.leases.of("organ_003") is None
+    assert [sample(app, name, client)["id"] for name, client in (("first", "a"), ("random", "b"))] == [
+        "organ_004",
+        "organ_003",
+    ]
 
 
 def test_diverse_strategy_keeps_away_from_what_is_labelled(trained_app: Any, make_app: Any) -> None:

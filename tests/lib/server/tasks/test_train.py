@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError
+from medseg.methods.seg4reg.method import Seg4Reg
 from medseg.methods.supervised.method import Supervised
 from medseg.server.tasks import train as train_module
+from medseg.server.tasks.train import _first_labelled
 from medseg.training.run import TrainingStoppedError
+from medseg.training.split import Split
+from medseg.weak import WeakLabels
 
 
 def test_training_publishes_and_a_second_one_meets_the_gate(make_app: Any) -> None:
@@ -224,3 +229,15 @@ def test_config_offers_what_viewers_can_change(make_app: Any) -> None:
     assert config["iterations"] == 6
     assert config["device"] == ["cpu"]
     assert make_app()._trainers["supervised"].check(config).config.iterations == 6  # what a viewer sends back is fine
+
+
+def test_fewer_labels_hide_whatever_the_method_learns_from() -> None:
+    cases = tuple(
+        Case(name, Path(name), weak=WeakLabels(angles={"max": 20.0}) if name < "d" else None) for name in "abcde"
+    )
+
+    found = _first_labelled(Split(cases, ()), 2, Seg4Reg).training
+
+    assert [bool(case.weak and case.weak.angles) for case in found] == [True, True, False, False, False]
+    with pytest.raises(MedsegError, match="has 3 labelled images"):
+        _first_labelled(Split(cases, ()), 4, Seg4Reg)
