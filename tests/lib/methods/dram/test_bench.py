@@ -13,6 +13,7 @@ import pytest
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark
 from medseg.files import write_json
+from medseg.methods.dram import cost
 from medseg.methods.dram.presets import ARM_GROUPS
 from medseg.phantoms.chest import LABELS, make_chest
 from medseg.phantoms.study import write_grid
@@ -75,3 +76,15 @@ def test_extents_told_in_three_ways(bench: Callable[..., dict[str, Any]]) -> Non
     assert list(summary["arms"]) == ["exact", "score", "noisy"]
     assert summary["failed"] == {}
     assert len({arm["mean"] for arm in summary["arms"].values()}) > 1
+
+
+def test_cost_of_the_crf(bench: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "measure", lambda size, field, device: (size**3 / 1e6, size**3 / 1e3))
+
+    summary = bench(task="crf_cost")
+
+    assert summary["failed"] == {}
+    assert summary["metric"] == "seconds"
+    assert list(summary["arms"]) == ["windowed", "pairwise"]
+    assert summary["arms"]["windowed"]["extra"]["microseconds_per_voxel_96"] == pytest.approx(1.0)
+    assert "seconds_96" not in summary["arms"]["pairwise"]["extra"]
