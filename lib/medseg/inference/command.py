@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from medseg.cases import Case, case_id, image_suffix
@@ -70,7 +71,7 @@ def _predict(case: Case, predictor: Predictor, out: Path, uncertainty: bool, ove
     if uncertainty and prediction.uncertainty is not None:
         suffix = image_suffix(target) if image_suffix(target) in WRITABLE else ".nii.gz"
         write_volume(out / f"{case.id}_uncertainty{suffix}", prediction.uncertainty)
-    if overlay and prediction.mask is not None:
+    if overlay:
         _write_overlay(prediction, case, predictor, out / f"{case.id}_overlay.png")
     return target
 
@@ -128,15 +129,16 @@ def _write(prediction: Prediction, case: Case, predictor: Predictor, out: Path) 
 
 def _write_overlay(prediction: Prediction, case: Case, predictor: Predictor, path: Path) -> None:
     image = read_image(case.image)
-    assert prediction.mask is not None
-    drawn = predictor.method.picture(prediction, image, case.id)
-    picture = Overlay(
-        title=case.id,
-        image=image.numpy() if image.shape[0] == 3 else image[0].numpy(),
-        prediction=prediction.mask[0].numpy(),
-        truth=None,
-        uncertainty=prediction.uncertainty[0].numpy() if prediction.uncertainty is not None else None,
-        spacing=spacing_of(image),
-    )
-    figure = drawn or draw_overlay(picture, predictor.method.labels)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    figure = predictor.method.picture(prediction, image, case.id)
+    if figure is None and prediction.mask is not None:
+        picture = Overlay(
+            title=case.id,
+            image=image.numpy() if image.shape[0] == 3 else image[0].numpy(),
+            prediction=prediction.mask[0].numpy(),
+            truth=None,
+            uncertainty=prediction.uncertainty[0].numpy() if prediction.uncertainty is not None else None,
+            spacing=spacing_of(image),
+        )
+        figure = draw_overlay(picture, predictor.method.labels if prediction.labels is None else prediction.labels)
+    if figure is not None:
+        write_atomically(path, partial(figure.savefig, dpi=120))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError
 from medseg.files import read_json
 from medseg.inference.command import _case, predict_images
 from medseg.inference.model_folder import save_model
+from medseg.methods import method_class
+from medseg.methods.base import TrainingSet
 from medseg.methods.supervised.config import SupervisedConfig
 from medseg.methods.supervised.method import Supervised
 from medseg.transforms.io import read_image, read_mask
+from medseg.weak import WeakLabels
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,21 @@ def test_image_comes_with_the_name_of_its_data_set(tmp_path: Path) -> None:
 
     assert _case(tmp_path / "heart" / "images" / "a.png").dataset == "heart"
     assert _case(tmp_path / "knee" / "b.png").dataset == "knee"
+
+
+def test_points_without_a_mask_are_drawn_and_nothing_is_no_picture(tmp_path: Path) -> None:
+    kind = method_class("local_discrimination")
+    image = picture(tmp_path / "in" / "images" / "x.png")
+    case = Case("x", image, weak=WeakLabels(landmarks={"tip": (12.0, 20.0)}))
+    given = {"patch": (32, 32), "width": 2, "embedding": 4, "regions": 2, "pyramid": (1,), "amp": "off"}
+    config = kind.config_class.from_dict(given)
+    for name, cases in (("marked", [case]), ("plain", [replace(case, weak=None)])):
+        method = kind(kind.fit_config(config, cases), {})
+        method.conclude(TrainingSet(tuple(cases), method.load))
+        save_model(tmp_path / name, method)
+
+        list(predict_images(tmp_path / name, [image], tmp_path / f"{name}_out", "cpu", overlay=True))
+
+    drawn, plain = ({p.name for p in (tmp_path / f"{name}_out").iterdir()} for name in ("marked", "plain"))
+    assert drawn == {"x.json", "x.mrk.json", "x_overlay.png"}
+    assert plain == {"x.json"}
