@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ class Candidate:
 
     Attributes:
         stratum: what it shares with other images (a domain, a patient), for `stratified`.
+        group: images among which values are comparable (an imaging domain).
     """
 
     id: str
@@ -32,6 +34,7 @@ class Candidate:
     why: str = ""
     features: tuple[float, ...] = ()
     stratum: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,20 @@ def stratified(candidates: Sequence[Candidate], covered: Sequence[str] = (), see
 
 
 def by_score(candidates: Sequence[Candidate], seed: int = 0) -> list[Scored]:
-    """Highest value first; equal values in the stable random order, then the images without a score."""
+    """Highest value first; equal values in the stable random order, then the images without a score.
+
+    Of several groups, whose values do not compare, the first images are the highest of each, then the second highest
+    of each: a group whose values are all high does not take all requests.
+    """
     scored = [c for c in candidates if c.value is not None]
     rest = [c for c in candidates if c.value is None]
     scored.sort(key=lambda c: (-float(c.value or 0.0), _draw(c.id, seed)))
+    seen: Counter[str] = Counter()
+    place = {}
+    for candidate in scored:
+        place[candidate.id] = seen[candidate.group]
+        seen[candidate.group] += 1
+    scored.sort(key=lambda c: place[c.id])
     return [Scored(c.id, c.value, c.why) for c in scored] + random_order(rest, seed, UNSCORED_WHY)
 
 
@@ -104,7 +117,8 @@ def weakest_first(
 
     Args:
         candidates: images with their `stratum`; values need be comparable only within it.
-        standing: quality of the model on each stratum's validation images; a stratum without any counts as worst.
+        standing: quality of the model on each stratum's validation images; a stratum without any counts as worst, the
+            images of no known stratum ("") as best.
         held: stratum of each image that an annotator holds; such a stratum has had a turn.
         seed: of the stable random order.
     """
@@ -114,14 +128,14 @@ def weakest_first(
     waiting: dict[str, deque[Scored]] = defaultdict(deque)
     for scored in order:
         waiting[stratum[scored.id]].append(scored)
-    heap = [(turns[name], standing.get(name, -1.0), name) for name in waiting]
+    heap = [(turns[name], standing.get(name, -1.0 if name else math.inf), name) for name in waiting]
     heapq.heapify(heap)
     result = []
     while heap:
         turn, quality, name = heapq.heappop(heap)
         scored = waiting[name].popleft()
         known = f"quality {quality:.2f}" if name in standing else "no validation image"
-        result.append(replace(scored, why=f"{name}, {known}: {scored.why}"))
+        result.append(replace(scored, why=f"{name}, {known}: {scored.why}") if name else scored)
         if waiting[name]:
             heapq.heappush(heap, (turn + 1, quality, name))
     return result

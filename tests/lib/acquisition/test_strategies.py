@@ -108,6 +108,25 @@ def test_stratified_without_strata_is_random() -> None:
     assert stratified(alone, seed=2) == random_order(images, seed=2)  # "0 of 1" would tell nobody anything
 
 
+def test_noisy_group_does_not_take_all_requests() -> None:
+    noisy = [Candidate(f"n{i}", 0.99 - i / 100, group="noisy") for i in range(5)]
+    calm = [Candidate(f"c{i}", 0.1 + i / 100, group="calm") for i in range(2)]
+
+    ranked = by_score([*noisy, *calm, Candidate("x", None, group="calm")])
+
+    assert [s.id for s in ranked] == ["n0", "c1", "n1", "c0", "n2", "n3", "n4", "x"]
+    assert [s.value for s in ranked[:2]] == [0.99, 0.11]
+
+
+def test_images_of_no_known_domain_close_each_turn() -> None:
+    pool = [Candidate("u1", 0.9, "unsure"), Candidate("a1", 0.1, stratum="a"), Candidate("b1", 0.1, stratum="b")]
+
+    ranked = weakest_first(pool, {"a": 0.9})
+
+    assert [s.id for s in ranked] == ["b1", "a1", "u1"]
+    assert ranked[2].why == "unsure"
+
+
 def test_weakest_domain_is_served_first_and_the_others_in_turn() -> None:
     pool = [
         Candidate("a1", 0.9, "unsure", stratum="ankle"),

@@ -130,10 +130,10 @@ class WeakestStrategy(MedsegStrategy):
     def ranking(self) -> list[Scored]:
         """All unlabelled images, best first."""
         assert self.method is not None
-        strata = self.study.strata()
         champion = self.study.registry.champion(self.method)
         version = champion.number if champion else -1
         scores = {k: s for k, s in self.study.scores(self.method).all().items() if s.version == version}
+        strata = self.study.domains(self.method) | {k: s.group for k, s in scores.items() if s.group}
         pool = [
             replace(_candidate(identifier, scores.get(identifier)), stratum=strata.get(identifier, ""))
             for identifier in self.study.unlabelled()
@@ -192,4 +192,4 @@ def _cold_start(
 def _candidate(identifier: str, score: StoredScore | None) -> Candidate:
     if score is None or score.value is None:
         return Candidate(identifier)
-    return Candidate(identifier, score.value, score.why, score.features)
+    return Candidate(identifier, score.value, score.why, score.features, group=score.group)

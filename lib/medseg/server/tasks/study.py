@@ -180,10 +180,32 @@ class Study:
 
     def strata(self) -> dict[str, str]:
         """Image id -> its imaging domain; where all images have the same, its patient."""
+        domains = self.domains()
+        if len(set(domains.values())) > 1:
+            return domains
+        return {case.id: case.patient for case in self._outlines()}
+
+    def domains(self, method: str | None = None) -> dict[str, str]:
+        """Image id -> its imaging domain; "" for images of which nothing tells it, in a study that has domains.
+
+        Args:
+            method: whose rule; None: of the first of the study's methods that knows domains.
+        """
+        cases = self._outlines()
+        names = [method] if method else self.settings.models
+        names = [name for name in names if Supervision.DOMAIN in method_class(name).supervision]
+        if names:
+            found = method_class(names[0]).group_cases(cases, self.settings.config(names[0]))
+        else:
+            found = assign_domains(cases)
+        learnt = {found[identifier] for identifier in self.labelled() if identifier in found}
+        if self.key in learnt or set(found.values()) == {self.key}:
+            return found
+        return {identifier: "" if domain == self.key else domain for identifier, domain in found.items()}
+
+    def _outlines(self) -> list[Case]:
         images = sorted(self.datastore.list_images())
-        cases = [self._outline(identifier, Path(self._local_uri(identifier))) for identifier in images]
-        domains = assign_domains(cases)
-        return domains if len(set(domains.values())) > 1 else {case.id: case.patient for case in cases}
+        return [self._outline(identifier, Path(self._local_uri(identifier))) for identifier in images]
 
     def split(self, cases: list[Case], kind: type[Method], config: MethodConfig | None = None) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""
