@@ -96,7 +96,8 @@ def bench(
     summary = run_benchmark(request)
     for name, arm in summary["arms"].items():
         typer.echo(f"{name:>16}  {summary['metric']} {arm['mean']:.4f} ± {arm['sd']:.4f}  {arm['seconds']:.0f} s")
-    typer.echo(f"{out}/summary.json and {out}/report.html are written")
+    written = [str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()]
+    typer.echo(f"written: {', '.join(written)}")
     if failed := summary.get("failed"):
         name, reason = next(iter(failed.items()))
         raise MedsegError(f"{len(failed)} of the runs failed; {name}: {reason}")

@@ -34,31 +34,33 @@ class Roles:
         return tuple(sorted(self.pool, key=lambda case: stable_hash(f"{seed}/{case.id}"))[:count])
 
 
-def assign_roles(request: SimulationRequest, masked: Sequence[Case]) -> Roles:
+def assign_roles(request: SimulationRequest, labelled: Sequence[Case]) -> Roles:
     """Deal out the roles by the hash of the patient; the same call gives the same roles on every machine.
 
     Args:
         request: how many of each.
-        masked: the cases with a mask.
+        labelled: the cases whose label is known.
 
     Raises:
-        MedsegError: too few cases with a mask; says how many are needed.
+        MedsegError: too few cases; says how many are needed.
     """
-    for case in masked:
+    for case in labelled:
         if not _ID.fullmatch(case.id) or ".." in case.id:
             raise MedsegError(f"case {case.id!r}: the server takes letters, digits, '.', '_' and '-'; rename its files")
-    test = request.test if request.test is not None else _share(len(masked), 0.2, LARGEST_TEST)
-    validation = request.validation if request.validation is not None else _share(len(masked), 0.1, LARGEST_VALIDATION)
+    test = request.test if request.test is not None else _share(len(labelled), 0.2, LARGEST_TEST)
+    validation = (
+        request.validation if request.validation is not None else _share(len(labelled), 0.1, LARGEST_VALIDATION)
+    )
     if test < 1 or validation < 1:
         raise MedsegError(f"there are {test} test and {validation} validation cases; each needs at least 1")
-    tested, rest = _take(masked, test)
+    tested, rest = _take(labelled, test)
     validated, pool = _take(rest, validation)
     needed = request.initial + request.rounds * request.per_round
     if len(pool) < needed:
         raise MedsegError(
             f"{request.initial} initial labels and {request.rounds} rounds of {request.per_round} need {needed} cases, "
-            f"{len(pool)} of {len(masked)} are left beside {len(tested)} test and {len(validated)} validation cases; "
-            "lower --rounds, --test or --validation, or add cases with masks"
+            f"{len(pool)} of {len(labelled)} are left beside {len(tested)} test and {len(validated)} validation cases; "
+            "lower --rounds, --test or --validation, or add labelled cases"
         )
     return Roles(tuple(tested), tuple(validated), tuple(pool))
 

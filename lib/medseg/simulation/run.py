@@ -3,7 +3,8 @@
 Each strategy and seed starts from a fresh studies folder and a fresh model folder. Round 0 trains on initial labels;
 in every further round the server chooses images, the simulated annotator answers with their true masks, and the server
 trains again. The gate decides on frozen validation cases; the learning curve is measured on test cases of other
-patients, which the server never sees.
+patients, which the server never sees. Where the data have angles and no masks, the annotator types angles instead, see
+`medseg.simulation.angles`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from medseg.errors import ConflictError
 from medseg.files import read_json, write_json
+from medseg.simulation.angles import reads_angles, run_angles
 from medseg.simulation.curve import Curve, Setting
 from medseg.simulation.report import write_report
 from medseg.simulation.request import SimulationRequest
@@ -48,6 +50,9 @@ def run_simulation(request: SimulationRequest) -> dict[str, Any]:
         ConflictError: `request.out` holds another simulation, or is in use.
     """
     request.check()
+    if reads_angles(request):
+        with file_lock(Path(request.out) / ".lock", timeout=1.0), _ended_by_sigterm(), _http_timeout():
+            return run_angles(request)
     cases, labels = request.load()
     roles = assign_roles(request, cases)
     device = str(pick_device(request.device))
