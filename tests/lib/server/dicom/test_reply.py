@@ -77,5 +77,5 @@ def test_a_prediction_is_a_segmentation_of_its_series(
 def test_points_are_no_segmentation(client: TestClient, phantoms: list[DicomPhantom]) -> None:
     answer = client.post("/infer/points", params={"image": phantoms[0].series, "output": "dicom_seg"})
 
-    assert answer.status_code == 400
+    assert answer.status_code == 422
     assert "makes no mask" in answer.json()["detail"]
