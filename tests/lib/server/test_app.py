@@ -103,11 +103,13 @@ def test_unknown_names_are_answered_with_the_known_ones(studies: Path, call: str
 def test_several_gpus_of_a_request_become_processes(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = make(studies)
     monkeypatch.setattr(app_module.torch.cuda, "is_available", lambda: True)
-    params: dict[str, Any] = {"gpus": "0,1,3", "device": "cpu"}
+    params: dict[str, Any] = {"gpus": "0,1,3", "device": "cpu", "labelled_batch": 3, "unlabelled_batch": 6}
 
     app.prepare_job("train", "caml", params)
 
     assert params["processes"] == 3
+    with pytest.raises(MedsegError, match="2 labelled and 6 unlabelled samples does not divide among 3 processes"):
+        app.prepare_job("train", "caml", params | {"labelled_batch": 2})
 
 
 def test_a_job_process_ends_with_one_sentence(studies: Path) -> None:
