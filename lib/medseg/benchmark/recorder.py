@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from medseg.cases import Case
@@ -17,6 +19,7 @@ from medseg.inference.evaluation import Evaluation, evaluate
 from medseg.inference.predictor import Predictor
 from medseg.methods.base import Method, Prediction
 from medseg.reports.overlays import Overlay, cut_overlay
+from medseg.reports.style import png_base64
 from medseg.transforms.grid import spacing_of, to_canonical
 from medseg.transforms.io import read_image
 
@@ -49,7 +52,8 @@ class RecordingPredictor(Predictor):
         if self._last.mask is None:
             return
         image = read_image(case.image)
-        truth = None if case.label is None else to_canonical(self.method.read_truth(case, image))
+        truth = self.method.shown_truth(case, image)
+        truth = None if truth is None else to_canonical(truth)
         mask, uncertainty = to_canonical(self._last.mask), self._last.uncertainty
         image = to_canonical(image)
         whole = Overlay(
@@ -90,7 +94,34 @@ def evaluate_recorded(
     found = evaluate(recording, cases, after)
     if file is not None:
         save_overlays(file, recording.slices)
+        _save_pictures(recording, cases, {k: v[metric] for k, v in found.cases.items() if metric in v}, file.parent)
     return found
+
+
+def picture_file(folder: Path, case: str) -> Path:
+    """Where a trial keeps the method's own picture of a case."""
+    return folder / "pictures" / f"{case}.png"
+
+
+def _save_pictures(predictor: Predictor, cases: Sequence[Case], values: Mapping[str, float], folder: Path) -> None:
+    """The method's own pictures of the best, the median and the worst case, where it draws some."""
+    if type(predictor.method).picture is Method.picture:
+        return
+    ranked = sorted(values, key=lambda case: values[case])
+    middle = len(ranked) // 2
+    shown = {ranked[place] for place in (0, middle, -1 - middle, -1)} if ranked else set()
+    for case in cases:
+        if case.id in shown:
+            figure = predictor.method.picture(predictor.predict(case), read_image(case.image), case.id)
+            if figure is not None:
+                _write_png(picture_file(folder, case.id), figure)
+
+
+def _write_png(path: Path, figure: Figure) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(base64.b64decode(png_base64(figure)))
+
+    write_atomically(path, write)
 
 
 def thin_picture(overlay: Overlay) -> Overlay:

@@ -10,7 +10,7 @@ from typing import Any
 
 from medseg.benchmark.costs import extra_blocks
 from medseg.benchmark.plan import Benchmark
-from medseg.benchmark.recorder import OVERLAYS, load_overlay
+from medseg.benchmark.recorder import OVERLAYS, load_overlay, picture_file
 from medseg.benchmark.tables import group_table, ratio_table
 from medseg.benchmark.trial import Trial
 from medseg.methods import method_class
@@ -19,6 +19,7 @@ from medseg.reports.bars import Column, compare_arms
 from medseg.reports.curves import Curve, training_curves
 from medseg.reports.overlays import draw_overlay
 from medseg.reports.page import Block, Fold, Page, Plot, write_page
+from medseg.reports.style import shown_picture
 from medseg.reports.tables import Table, make_table
 
 
@@ -223,7 +224,9 @@ def _places(count: int) -> dict[str, int]:
 
 
 def _overlay(trial: Trial, case: str, labels: Mapping[str, int]) -> Plot | None:
-    overlay = load_overlay(trial.out / OVERLAYS, case)
+    overlay, own = load_overlay(trial.out / OVERLAYS, case), picture_file(trial.out, case)
+    if own.exists():
+        return Plot(shown_picture(own), overlay.title if overlay else case)
     return Plot(draw_overlay(overlay, labels), overlay.title) if overlay else None
 
 

@@ -501,6 +501,10 @@ class Method(ABC):
         """A case's mask (1, *grid) in the numbers of `labels`, on the grid of its image, for `evaluate`."""
         return read_label(case, image, self.labels, strict=False)
 
+    def shown_truth(self, case: Case, image: MetaTensor) -> MetaTensor | None:
+        """The mask (1, *grid) that a report draws beside a prediction. Default: the case's own; None without one."""
+        return None if case.label is None else self.read_truth(case, image)
+
     def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Metrics of one case. Default: segmentation metrics of the mask.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,6 +40,17 @@ def plain_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.tick_params(colors=INK, labelsize=8)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def shown_picture(file: Path) -> Figure:
+    """A picture file as a figure, pixel by pixel."""
+    with Image.open(file) as picture:
+        values = np.asarray(picture.convert("RGB"))
+    figure = Figure(figsize=(values.shape[1] / DPI, values.shape[0] / DPI))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(values)
+    axes.set_axis_off()
+    return figure
 
 
 def png_base64(figure: Figure) -> str:

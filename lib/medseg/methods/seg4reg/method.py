@@ -32,7 +32,7 @@ from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.disagreement import score_paths
 from medseg.methods.seg4reg.fusion import Paths
 from medseg.methods.seg4reg.geometry import Limits, measure_mask, measure_quads
-from medseg.methods.seg4reg.judge import judge
+from medseg.methods.seg4reg.judge import judge, true_mask
 from medseg.methods.seg4reg.losses import Examples, all_terms
 from medseg.methods.seg4reg.network import Seg4RegNetwork
 from medseg.methods.seg4reg.picture import centred, contrast_channels, working_copy
@@ -304,6 +304,11 @@ class Seg4Reg(Method):
     def evaluate(self, prediction: Prediction, case: Case, truth: MetaTensor | None) -> dict[str, float]:
         """Errors of the angles where they are known, and of the mask where it, or the corners, are known."""
         return judge(self, prediction, case, truth)
+
+    def shown_truth(self, case: Case, image: MetaTensor) -> MetaTensor | None:
+        """A drawn mask, else one drawn from the corners."""
+        drawn = true_mask(read_truth(case, image), image, super().shown_truth(case, image))
+        return None if drawn is None else _label(drawn > 0, image)
 
     def picture(self, prediction: Prediction, image: MetaTensor, title: str = "") -> Figure | None:
         """The radiograph with vertebrae, end plates and angle lines."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medseg.benchmark.recorder import load_overlay, picture_file
 from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark
 from medseg.errors import MedsegError
@@ -49,6 +50,13 @@ def test_every_arm_runs_on_the_same_cases(tmp_path: Path) -> None:
     assert len(cases[0]) == 2
     assert "smape_geometry" not in summary["arms"]["regressor"]["metrics"]
     assert {"dice", "count_failure", "smape_mask"} <= set(summary["arms"]["full"]["metrics"])
+    full = tmp_path / "out" / "runs" / "full_seed0"
+    for case in cases[0]:
+        overlay = load_overlay(full / "overlays.npz", case)
+        assert overlay is not None
+        assert overlay.truth is not None  # drawn from the corners
+        assert overlay.truth.sum() > 0
+        assert Image.open(picture_file(full, case)).size[1] > 400
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
