@@ -1,4 +1,4 @@
-"""Picture of the features of a multi-domain model, with each domain's norms and with one domain's norms for all.
+"""Picture of the features of a multi-domain model on cases it did not learn from: own norms, and one domain's for all.
 
 python benchmarks/multidomain/embeddings.py MODEL DATA OUT
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from medseg.cases import load_cases
-from medseg.files import write_atomically, write_json
+from medseg.files import read_json, write_atomically, write_json
 from medseg.inference.model_folder import load_model
 from medseg.methods.multidomain.embeddings import draw_embeddings, embed_cases, nearest_centre_accuracy
 from medseg.methods.multidomain.method import MultiDomain
@@ -19,8 +19,11 @@ def main(model: Path, data: Path, out: Path) -> None:
     """Write OUT.json and two pictures."""
     method = load_model(model)
     assert isinstance(method, MultiDomain)
-    cases = load_cases(data)
-    figures = {}
+    cases = load_cases(data, method.config.patient_pattern)
+    learnt = set(read_json(model / "metrics.json")["labelled"])
+    known = {case.patient for case in cases if case.id in learnt}
+    cases = [case for case in cases if case.patient not in known]
+    figures: dict[str, object] = {"cases": [case.id for case in cases]}
     for name, common in (("own_norms", None), ("common_norms", method.registry.names[0])):
         scales = embed_cases(method, cases, common)
         figures[name] = [round(nearest_centre_accuracy(scale), 4) for scale in scales]

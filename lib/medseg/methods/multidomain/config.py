@@ -44,10 +44,10 @@ class MultiDomainConfig(PatchConfig):
 
     # losses
     loss: str = "dice_ce"  # card sec. 7
-    contrast_weight: float = 0.0  # card sec. 5 starts at 0.1; ours: off, it brought nothing, see docs/multidomain.md
+    contrast_weight: float = 0.0  # card sec. 5 starts at 0.1; ours: off, see Tuning in benchmarks/multidomain
     contrast_temperature: float = 0.1  # card sec. 5
     contrast_size: int = 128  # card sec. 5: length of a projection
-    prior_weight: float = 0.0  # card sec. 6: 0.01-0.1; ours: off, it brought nothing, see docs/multidomain.md
+    prior_weight: float = 0.0  # card sec. 6: 0.01-0.1; ours: off, see Tuning in benchmarks/multidomain
     prior_share: float = 0.25  # ours: share of the iterations in which the auto-encoder learns before it is frozen
     prior_code: int = 64  # card sec. 6
     prior_width: int = 16  # ours: channels of the auto-encoder

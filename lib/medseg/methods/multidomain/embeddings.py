@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,10 +25,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Embedding:
-    """Features of one scale: (n, d), and the domain of each row."""
+    """Features of one scale: (n, d), and the domain and patient of each row."""
 
     features: Array
     domains: tuple[str, ...]
+    patients: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -36,21 +38,24 @@ def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None =
 
     Args:
         method: with its network in eval mode.
-        cases: of several domains.
+        cases: of several domains, none of them learnt from.
         common: use this domain's norms for all, so that what is told apart is not told by the norms; None: each
             case's own.
     """
     device = next(method.network.parameters()).device
     rows: list[list[Array]] = []
     domains: list[str] = []
+    patients: list[str] = []
     for case in cases:
         loaded = method.load(case.without_label())
         views = cut_views(loaded["image"], method.patch_of(None), SLICES).to(device)
         _, features = method.network.with_features(views, common or loaded["domain"])
         rows.append([found.float().cpu().numpy().astype(np.float64) for found in features])
         domains += [loaded["domain"]] * len(views)
+        patients += [case.patient] * len(views)
     scales = range(len(rows[0]))
-    return [Embedding(np.concatenate([row[scale] for row in rows]), tuple(domains)) for scale in scales]
+    told = (tuple(domains), tuple(patients))
+    return [Embedding(np.concatenate([row[scale] for row in rows]), *told) for scale in scales]
 
 
 def principal_components(features: Array, count: int = 2) -> Array:
@@ -62,16 +67,22 @@ def principal_components(features: Array, count: int = 2) -> Array:
 
 
 def nearest_centre_accuracy(embedding: Embedding) -> float:
-    """Share of rows whose nearest domain centre, found without the row itself, is their own: 1 is perfect clusters."""
+    """Share of rows whose nearest domain centre, found without the row's patient, is their own: 1 is perfect clusters.
+
+    Patients who are the only ones of their domain are left out; NaN where that leaves nobody.
+    """
     names = sorted(set(embedding.domains))
     owner = np.array([names.index(name) for name in embedding.domains])
+    patient = np.array(embedding.patients)
     scaled = embedding.features / np.maximum(embedding.features.std(axis=0), 1e-9)
-    hits = 0
-    for row, own in zip(range(len(scaled)), owner, strict=True):
-        others = np.arange(len(scaled)) != row
-        centres = np.stack([scaled[others & (owner == k)].mean(axis=0) for k in range(len(names))])
-        hits += int(np.linalg.norm(centres - scaled[row], axis=1).argmin()) == own
-    return hits / len(scaled)
+    hits = []
+    for row, own in enumerate(owner):
+        others = patient != patient[row]
+        if (others & (owner == own)).any():
+            there = [k for k in range(len(names)) if (others & (owner == k)).any()]
+            centres = np.stack([scaled[others & (owner == k)].mean(axis=0) for k in there])
+            hits.append(there[int(np.linalg.norm(centres - scaled[row], axis=1).argmin())] == own)
+    return float(np.mean(hits)) if hits else math.nan
 
 
 def draw_embeddings(scales: Sequence[Embedding], title: str) -> Figure:
@@ -84,7 +95,9 @@ def draw_embeddings(scales: Sequence[Embedding], title: str) -> Figure:
         for name in sorted(set(embedding.domains)):
             chosen = np.array([domain == name for domain in embedding.domains])
             axes.scatter(points[chosen, 0], points[chosen, 1], s=12, label=name, alpha=0.8)
-        axes.set_title(f"stride {4 * 2**number}, told apart {nearest_centre_accuracy(embedding):.2f}", fontsize=10)
+        axes.set_title(
+            f"scale {number + 1} of {len(scales)}, told apart {nearest_centre_accuracy(embedding):.2f}", fontsize=10
+        )
         axes.set_xticks([])
         axes.set_yticks([])
     axes.legend(fontsize=8)

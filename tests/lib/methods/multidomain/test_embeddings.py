@@ -20,12 +20,25 @@ from medseg.methods.multidomain.embeddings import (
 def clusters(gap: float) -> Embedding:
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(20, 5)) + gap * k for k in range(3)]
-    return Embedding(np.concatenate(rows), tuple(name for name in "abc" for _ in range(20)))
+    patients = tuple(f"{name}{i % 4}" for name in "abc" for i in range(20))
+    return Embedding(np.concatenate(rows), tuple(name for name in "abc" for _ in range(20)), patients)
 
 
 def test_domains_that_lie_apart_are_told_apart() -> None:
     assert nearest_centre_accuracy(clusters(20)) == 1
     assert nearest_centre_accuracy(clusters(0)) < 0.6
+
+
+def test_slices_of_the_same_patient_do_not_vouch_for_a_domain() -> None:
+    rng = np.random.default_rng(0)
+    places = {"a0": 0.0, "a1": 30.0, "b0": 31.0, "b1": 1.0}  # each patient lies beside one of the other domain
+    rows = [rng.normal(size=(5, 3)) * 0.1 + place for place in places.values()]
+    patients = tuple(name for name in places for _ in range(5))
+    mixed = Embedding(np.concatenate(rows), tuple(name[0] for name in patients), patients)
+
+    assert nearest_centre_accuracy(mixed) == 0
+    alone = Embedding(mixed.features[:5], mixed.domains[:5], mixed.patients[:5])
+    assert np.isnan(nearest_centre_accuracy(alone))
 
 
 def test_components_are_the_directions_of_largest_spread() -> None:
