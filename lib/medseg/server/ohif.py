@@ -72,7 +72,7 @@ STORE = re.compile(r"(storeSegmentation: async \(\{\s+segmentationId,\s+dataSour
 STORED = "naturalizedReport.wadoRoot = dataSource.getConfig().wadoRoot;"
 SAY_SO = (
     "servicesManager.services.uiNotificationService.show({title: 'Saved', "
-    "message: 'This is the finished label of the case now', type: 'success'});"
+    "message: 'The finished label of the case now, if the study knows the names of its segments', type: 'success'});"
 )
 """In this mode the panel's export reaches the command that stores without the archive to store in."""
 SEND = "await dataSource.store.dicom(naturalizedReport);"
