@@ -173,7 +173,7 @@ def test_a_judged_prediction_does_not_know_the_readers_extents(
     judged, typed = method.visible(case), method.visible(replace(case, label=None))
 
     assert judged.weak is not None
-    assert (judged.weak.extent, judged.weak.angles) == ({}, {"a": 1})
+    assert (judged.weak.extent, judged.weak.angles) == ({}, {"max": 1})
     assert typed.weak == case.weak
     one, two = (Predictor(method).predict(c) for c in (case, replace(case, weak=None)))
     assert one.mask is not None
@@ -240,7 +240,7 @@ def test_extents_derived_from_a_finished_mask(write_case: Callable) -> None:
 
     assert weak is not None
     assert weak.source == "mask"
-    assert weak.angles == {"a": 1}
+    assert weak.angles == {"max": 1}
     true = true_percent(chest)
     assert weak.extent["left_lower"] == pytest.approx(true[1], abs=1e-3)
     assert weak.extent["right_upper"] == pytest.approx(true[6], abs=1e-3)

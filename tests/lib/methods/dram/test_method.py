@@ -288,7 +288,7 @@ def test_labelled_by_mask_or_extents_and_hidden(write_case: Callable) -> None:
     assert not DRAM.is_labelled(DRAM.hide_label(weak))
     hidden = DRAM.hide_label(weak).weak
     assert hidden is not None
-    assert hidden.angles == {"a": 3}
+    assert hidden.angles == {"max": 3}
 
 
 def test_quality_of_extents_alone(build: Callable[..., DRAM]) -> None:
