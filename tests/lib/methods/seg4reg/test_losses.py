@@ -143,13 +143,41 @@ def test_a_mask_that_is_no_spine_is_no_target() -> None:
     assert not target.any()
 
 
+class Told:
+    """A network that knows the mask and answers with given angles wherever it looks."""
+
+    regressor = segmenter = True
+
+    def __init__(self, label: torch.Tensor, angles: torch.Tensor) -> None:
+        self.label, self.angles = label, angles
+
+    def segment(self, image: torch.Tensor, regressed: Regression | None = None) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot(self.label[:, 0].long(), 3).movedim(-1, 1)
+
+    def regress(self, picture: torch.Tensor) -> Regression:
+        return regression(self.angles.repeat(len(picture) // len(self.angles), 1))
+
+
 def test_agreeing_on_a_constant_costs_more_than_being_right() -> None:
-    angles = torch.tensor([[0.5, 0.3, 0.1], [0.2, 0.1, 0.0]])
-    known = torch.ones(2, 3)
+    size = (192, 512)
+    spines = [make_spine(seed, size) for seed in (1, 5)]
+    label = torch.stack([torch.from_numpy(draw_spine(s.corners, size))[None] for s in spines])
+    angles = torch.tensor([s.angles for s in spines]) / 90
+    ones = torch.ones(2, 3)
+    batch = Examples(torch.zeros(2, 2, *size), label, ones[:, 0], angles, ones, torch.zeros(2, 17), torch.zeros(2))
     constant = angles.mean(dim=0, keepdim=True).expand(2, -1)
 
-    assert float(angle_loss(constant, angles, known)) > 0.25
-    assert float(angle_loss(angles, angles, known)) == 0
+    settings = config(triangle_weight=1.0, geometry_cases=2)
+    right, agreed = (
+        all_terms(Told(label, said), settings, batch, iteration=99)  # type: ignore[arg-type]
+        for said in (angles, constant)
+    )
+
+    assert triangle_weight(settings, 99) == 1
+    assert float(right["triangle"]) < 0.1
+    assert float(agreed["triangle"]) > 2 * float(right["triangle"])  # geometry does not join the agreement
+    total = [float(sum(terms.values())) for terms in (right, agreed)]
+    assert total[1] > 0.15 > 0.05 > total[0]
 
 
 def regression(angles: torch.Tensor) -> Regression:
