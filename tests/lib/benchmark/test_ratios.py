@@ -43,4 +43,5 @@ def test_declared_ratios_name_arms_of_their_group(method: str):
 
 
 def test_dram_tells_the_ratios_of_its_paper():
-    assert method_class("dram").arm_groups["segmentation"].ratios == (("full", "cam"), ("full", "supervised", "dice"))
+    declared = method_class("dram").arm_groups["segmentation"].ratios
+    assert declared == (("full", "cam"), ("no_candidates", "cam"), ("full", "supervised", "dice"))
