@@ -271,6 +271,23 @@ def test_a_segmentation_removed_from_the_archive_does_not_count_any_more(
     assert [v.author for v in store.label_history(phantom.series)] == ["anna"]
 
 
+def test_where_the_newest_is_deleted_in_the_archive_the_one_before_counts_again(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom, mask = phantoms[0], mask_of(phantoms[0], tmp_path)
+    store.save_label(phantom.series, str(mask), "final", INFO)
+    empty = MetaTensor(torch.zeros(1, *phantom.mask.shape, dtype=torch.uint8), affine=torch.from_numpy(phantom.affine))
+    store.save_label(phantom.series, str(write_volume(mask, empty)), "final", {**INFO, "client_id": "bert"})
+
+    archive.remove_series(store.get_label_info(phantom.series, "final")["archive"]["series"])
+    store.refresh()
+
+    assert store.get_label_info(phantom.series, "final")["author"] == "anna"
+    again = read_mask(Path(store.get_label_uri(phantom.series, "final")))
+    np.testing.assert_array_equal(again[0].numpy(), np.choose(phantom.mask, [0, 2, 1]))
+    assert [v.author for v in store.label_history(phantom.series)] == ["anna", "bert"]
+
+
 def test_what_cannot_be_used_is_refused_and_reaches_no_archive(
     store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
 ) -> None:
