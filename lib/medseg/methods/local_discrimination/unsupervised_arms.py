@@ -121,7 +121,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
     ctx = replace(ctx, labels={ANSWER: 1})
     images = tuple(ctx.method.hide_label(case) for case in pictured)
     first, model = ctx.out / "first", ctx.out / "refined"
-    predictor = ctx.train({"shapes": str(shapes)}, first.name, cases=images)
+    predictor = pretrained = ctx.train({"shapes": str(shapes)}, first.name, cases=images)
     guessed = _pseudo_labels(ctx, predictor, images) if refine else ()
     if guessed:
         predictor = ctx.train(fine_tuning(ctx, first), model.name, cases=guessed, method="supervised")
@@ -132,7 +132,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
         return (predictor.predict(case).mask[0].numpy() == 1) & inside
 
     return {
-        "cases": _judge_all(ctx, answer),
+        "cases": _judge_all(ctx, answer, pretrained),
         "labelled": [],
         "shapes": sorted(path.name for path in shapes.iterdir()),
         "pictures": sorted(case.id for case in pictured),
@@ -141,13 +141,16 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
     }
 
 
-def _judge_all(ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask]) -> dict[str, dict[str, float]]:
-    """Metrics of the held-out cases, and their pictures."""
+def _judge_all(
+    ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask], pretrained: Any = None
+) -> dict[str, dict[str, float]]:
+    """Metrics of the held-out cases, and their pictures, with the embedding of a pretrained model."""
     cases, pictures = {}, {}
     for case in ctx.held_out_cases:
         image = read_image(case.image)
         mask = answer(case, image, body(image).numpy())
         cases[case.id] = judge(case, mask, ctx.config.targets)
+        maps = pretrained.layers(case) if pretrained and ctx.pictures else {}
         title = f"{case.id}, {ANSWER}: Dice {cases[case.id]['dice']:.4f}"
         pictures[case.id] = Overlay(
             image=shown(image),
@@ -155,6 +158,7 @@ def _judge_all(ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask]) -> di
             prediction=mask.astype(np.uint8),
             spacing=spacing_of(image),
             title=title,
+            layers={name: values[0].numpy() for name, values in maps.items()},
         )
     ctx.keep(pictures)
     return cases

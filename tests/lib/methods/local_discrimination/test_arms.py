@@ -186,6 +186,10 @@ def test_shapes_come_from_other_images_than_the_pictures(vessels: Path, tmp_path
     assert shapes.isdisjoint(result["pictures"])
     metrics = json.loads((ctx.out / "first" / "metrics.json").read_text())
     assert sorted(metrics["unlabelled_ids"]) == result["pictures"]
+    drawn = load_overlay(ctx.out / "overlays.npz", "v00")
+    assert drawn is not None
+    assert list(drawn.layers) == ["embedding 1", "embedding 2", "embedding 3"]
+    assert drawn.layers["embedding 1"].shape == drawn.prediction.shape
     assert result["pretraining_iterations" if result["refined_on"] else "iterations"] in (0, 2)
 
 
@@ -234,7 +238,10 @@ def test_judging_takes_the_union_of_the_targets_and_pixels_of_pictures(vessels: 
 
 def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> None:
     study = write_landmark_study(tmp_path / "study", 5, (80, 72), 6)
-    contexts = {arm: context(study, tmp_path, arm) for arm in ("coordinate_copy", "template_matching", "one_shot")}
+    contexts = {
+        arm: replace(context(study, tmp_path, arm), metric="radial_error_mm")
+        for arm in ("coordinate_copy", "template_matching", "one_shot")
+    }
     values: dict[str, Any] = {"scale": 1.0, "pixel_mm": 1.0}
 
     results = {arm: run("landmarks", arm, ctx) for arm, ctx in contexts.items()}
@@ -248,6 +255,7 @@ def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> N
     assert 0 < errors["one_shot"] < 60  # untrained: somewhere within the searched part of the image
     assert results["one_shot"]["pretraining_iterations"] == 4
     assert results["one_shot"]["iterations"] == 0
+    assert len(list((tmp_path / "runs" / "one_shot" / "pictures").glob("*.png"))) == 2
 
 
 def test_coordinate_copy_gives_the_figure_of_the_card(data_dir: Path, tmp_path: Path) -> None:
