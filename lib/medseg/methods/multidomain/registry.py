@@ -117,12 +117,11 @@ def _without_strays(
         for value, label in strays:
             text = "label %s is rare in domain %s and belongs to another; its cases are refused"
             log.warning(text, label or value, name)
-        shared = [str(n[1] or n[0]) for n in result[name] if (n[1] or n[0]) in elsewhere]
-        if shared and masks[name] < FEW:
-            text = (
-                "domain %s has %d masks, and other domains have its %s, too; look whether a mask is of another domain"
-            )
-            log.warning(text, name, masks[name], ", ".join(shared))
+        rare = {n[1] or n[0] for n, count in result[name].items() if masks[name] == 1 or count < masks[name]}
+        shared = {str(label) for label in rare & elsewhere}
+        if shared and masks[name] < FEW and {n[1] or n[0] for n in result[name]} - elsewhere:
+            text = "domain %s has %d labelled cases, and other domains have its %s, too; is a mask of another domain?"
+            log.warning(text, name, masks[name], ", ".join(sorted(shared)))
     return result
 
 

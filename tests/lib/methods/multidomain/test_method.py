@@ -219,7 +219,7 @@ def test_label_that_another_domain_has_is_told_where_few_masks_cannot_settle_it(
     make: Make, joints: list[Case], caplog: pytest.LogCaptureFixture
 ) -> None:
     make([joints[0], *joints[3:]])
-    assert "domain ankle has 1 masks, and other domains have its tibia, too" in caplog.text
+    assert "domain ankle has 1 labelled cases, and other domains have its tibia, too" in caplog.text
 
 
 def test_domain_with_one_case_trains(make: Make, joints: list[Case], draw_batch: Any) -> None:
