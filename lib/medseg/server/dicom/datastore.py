@@ -359,10 +359,20 @@ class DicomWebDatastore(MedsegDatastore):
     def _facts(self, entries: Sequence[SeriesEntry]) -> Iterator[tuple[SeriesEntry, SegFacts]]:
         """What new segmentations say of themselves."""
         for entry in entries:
-            with contextlib.suppress(NotFoundError):
+            try:
                 metadata = self.archive.metadata(entry)
-                if metadata:
-                    yield entry, seg_facts(metadata[0])
+                if not metadata:
+                    continue
+                facts = seg_facts(metadata[0])
+            except NotFoundError:  # it went away meanwhile
+                continue
+            except (ConflictError, OSError) as error:  # it is new at the next look again
+                logger.warning("segmentation %s is not read yet: %s", entry.uid, error)
+                continue
+            except Exception as error:  # whatever a malformed object makes the readers raise
+                self._refuse(entry, "", error)
+                continue
+            yield entry, facts
 
     def _choose(self, entries: Sequence[SeriesEntry], stored: Collection[str] = (), author: str = "") -> list[str]:
         """Of each image's segmentations, the newest that can be used becomes the label; the images that got one."""

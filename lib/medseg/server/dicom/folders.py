@@ -50,7 +50,7 @@ class ArchiveFolders(StudyFolders):
                     files = scan.labels.setdefault(tag, {})
                     files.setdefault(image, self.label_path(tag, image, label["ext"]))
         refused = [r for r in self.catalogue.segmentations.values() if r.why]
-        scan.problems.extend(f"a segmentation of image {r.image} is not used: {r.why}" for r in refused)
+        scan.problems.extend(f"a segmentation of image {r.image or 'unknown'} is not used: {r.why}" for r in refused)
         return scan
 
     def header_path(self, image_id: str) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,24 @@ import torch
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 
-from medseg.errors import UnusableInputError
+from medseg.errors import MedsegError, UnusableInputError
 from medseg.server.dicom.grid import LPS_TO_RAS, SeriesGrid, normal_of
 
 NEAR = 0.05  # ours: of a voxel; rounding in headers stays below
 PARALLEL = 1e-3  # ours: cosines in headers have 3..6 digits
+
+
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    """Elements that are missing, empty or of another kind make a sentence."""
+    try:
+        yield
+    except MedsegError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnusableInputError(
+            f"the segmentation is malformed ({type(error).__name__}: {error}); store it again from the program it is of"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -57,8 +71,13 @@ class ReadMask:
     remarks: tuple[str, ...]
 
 
+@_well_formed()
 def seg_facts(ds: Dataset) -> SegFacts:
-    """Facts of a segmentation object or of its metadata."""
+    """Facts of a segmentation object or of its metadata.
+
+    Raises:
+        UnusableInputError: it is malformed.
+    """
     names = {int(s.SegmentNumber): _name(s) for s in ds.get("SegmentSequence", []) if "SegmentNumber" in s}
     date = ds.get("ContentDate") or ds.get("SeriesDate") or ""
     time = ds.get("ContentTime") or ds.get("SeriesTime") or ""
@@ -74,11 +93,12 @@ def seg_facts(ds: Dataset) -> SegFacts:
     )
 
 
+@_well_formed()
 def read_segmentation(ds: Dataset, grid: SeriesGrid) -> ReadMask:
     """The label map of a segmentation: segment numbers as values.
 
     Raises:
-        UnusableInputError: no frames, no geometry, or frames that no volume can be made of.
+        UnusableInputError: it is malformed, no frames, no geometry, or frames that no volume can be made of.
     """
     frames, numbers = _decoded(ds)
     planes = _planes(ds, len(frames), grid)

@@ -137,6 +137,36 @@ def test_one_segmentation_that_the_archive_does_not_give_keeps_no_other_waiting(
     assert store.get_label_info(phantoms[0].series, "final")["author"] == "bert"
 
 
+def test_one_segmentation_whose_metadata_fails_stops_no_other(
+    store: DicomWebDatastore,
+    archive: Orthanc,
+    phantoms: list[DicomPhantom],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segs = [seg_of(store, phantom, NAMES, "bert", "20300101 120000") for phantom in phantoms[:3]]
+    segs[2].SegmentSequence[0].SegmentNumber = None
+    for seg in segs:
+        Archive(archive.dicomweb).store(seg)
+    metadata = store.archive.metadata
+
+    def failing(entry: SeriesEntry) -> list[Dataset]:
+        if entry.uid == segs[0].SeriesInstanceUID:
+            raise ConflictError("the archive answered with HTTP status 500")
+        return metadata(entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.archive, "metadata", failing)
+        store.refresh()
+    first = store.get_labeled_images()
+    store.refresh()
+
+    assert first == [phantoms[1].series]
+    assert sorted(store.get_labeled_images()) == sorted(p.series for p in phantoms[:2])
+    assert "malformed" in " ".join(store.status()["problems"])
+    assert len(elsewhere(archive, tmp_path).get_labeled_images()) == 2  # and a server starts
+
+
 def test_a_segmentation_may_come_before_its_image(
     archive: Orthanc, phantoms: list[DicomPhantom], phantom_files: tuple[Path, list[DicomPhantom]], tmp_path: Path
 ) -> None:
