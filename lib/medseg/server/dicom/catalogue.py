@@ -87,6 +87,11 @@ class Catalogue:
         segs = {**self.segmentations, uid: record}
         write_json(self._segs_file, {key: vars(value) for key, value in segs.items()})
 
+    def forget_segmentation(self, uid: str) -> None:
+        """A segmentation that went away is new when it comes back."""
+        segs = {key: value for key, value in self.segmentations.items() if key != uid}
+        write_json(self._segs_file, {key: vars(value) for key, value in segs.items()})
+
     def _read(self) -> None:
         """Read the files where another process, or this one, changed them."""
         stamp = self.stamp()

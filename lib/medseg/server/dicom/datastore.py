@@ -445,6 +445,8 @@ class DicomWebDatastore(MedsegDatastore):
             if not place or place["series"] in segs or self.archive.series(SeriesInstanceUID=place["series"]):
                 continue
             logger.warning("the segmentation of image %s is not in the archive any more", image)
+            with self._store.writing():
+                self._folders.catalogue.forget_segmentation(place["series"])
             self._give_way(image, place["series"])
 
     def _give_way(self, image_id: str, uid: str) -> None:

@@ -301,6 +301,26 @@ def test_a_segmentation_removed_from_the_archive_does_not_count_any_more(
     assert [v.author for v in store.label_history(phantom.series)] == ["anna"]
 
 
+def test_a_segmentation_that_comes_back_counts_again(
+    store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
+) -> None:
+    phantom = phantoms[0]
+    store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "final", INFO)
+    place = store.get_label_info(phantom.series, "final")["archive"]
+    (ds,) = store.archive.objects(SeriesEntry(place["series"], place["study"], "SEG"))
+
+    archive.remove_series(place["series"])
+    store.refresh()
+    away = store.get_labeled_images()
+    store.archive.store(ds)
+    store.refresh()
+
+    assert (away, store.get_labeled_images()) == ([], [phantom.series])
+    assert store.get_label_info(phantom.series, "final")["author"] == "anna"
+    again = read_mask(Path(store.get_label_uri(phantom.series, "final")))
+    np.testing.assert_array_equal(again[0].numpy(), np.choose(phantom.mask, [0, 2, 1]))
+
+
 def test_where_the_newest_is_deleted_in_the_archive_the_one_before_counts_again(
     store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
 ) -> None:
