@@ -51,6 +51,31 @@ BAR = """w3-{0} w3-center",
     }}, {1}"""
 BARS = (("blue", "activelearning", "#2a72b5"), ("orange", "training", "#b35900"), ("green", "accuracy", "#1f7a4d"))
 
+KEPT_PARAMS = "const params = config && config.infer && config.infer[model] ? config.infer[model] : {};"
+EDIT_CLICKS = """          params[label] = points[label];
+        }
+"""
+EDIT_LABELS = """        label_names = label_names.filter(name => name !== 'background' && name !== 'null');
+        if (!label_names.length || points['background']?.length) label_names = info.modelLabelNames[model];
+"""
+"""For names without a segment the viewer makes new ones, in place of the model's; background may be about any label."""
+GROW_CLICKS = "let fg = points[currentLabel];"
+GROW_LABEL = """const noLabel = ['background', 'null'];
+        const clicked = Object.keys(points).filter(name => !noLabel.includes(name) && points[name].length);
+        const target = currentLabel && !noLabel.includes(currentLabel) ? currentLabel : clicked[0];
+        if (!target || (target !== currentLabel && clicked.length > 1)) {
+          hideNotification(nid, this.notification);
+          this.notification.show({title: 'MONAI Label - ' + model, type: 'error', duration: 6000,
+            message: 'Select the label that the clicks are about, then Run'});
+          return;
+        }
+        let fg = points[target] || [];"""
+GROW_ANSWER = """params['background'] = bg;
+        label_names = [currentLabel];"""
+GROW_TARGET = """params['background'] = bg;
+        params['label'] = target;
+        label_names = [target];"""
+
 PANEL = (
     ("onChange: this.onChangeStrategy,", "onChange: event => this.setState({strategy: event.target.value}),"),
     ("strategy: 'random',", "strategy: Object.keys(props.info?.data?.strategies ?? {})[0] ?? 'random',"),
@@ -59,9 +84,14 @@ PANEL = (
     ("Modality: 'Modality',", "why: 'Chosen because',\n      Modality: 'Modality',"),
     ('className: "w3-round w3-light-grey w3-tiny"', "style: {backgroundColor: '#444'}"),
     *((WHITE_BAR.format(*bar), BAR.format(*bar)) for bar in BARS),
+    (KEPT_PARAMS, "const params = {...config?.infer?.[model]};"),
+    (EDIT_CLICKS, EDIT_CLICKS + EDIT_LABELS),
+    (GROW_CLICKS, GROW_LABEL),
+    (GROW_ANSWER, GROW_TARGET),
 )
 """What the panel says otherwise than it should: its choice of a strategy calls nothing, nobody is asked for a next
-sample, nobody is told why that one; its progress is white on white and full from the start."""
+sample, nobody is told why that one; its progress is white on white and full from the start; clicks on one label do not
+tell which, and those of one run stay in the next."""
 
 MODE_PANELS = "rightPanels: [monailabel.monaiLabel]"
 MODE_BUTTONS = "// toolbarService.addButtons(segmentationButtons);"
@@ -129,6 +159,8 @@ def patched(file: Path) -> str | None:
 def with_panel_that_works(panel: str) -> str:
     """The panel with a choice that counts, the annotator's name, the reason for a sample, and progress to be seen."""
     for wrong, right in PANEL:
+        if wrong not in panel:
+            logger.warning("this build of OHIF has another form; its panel stays as it is at %r", wrong[:60])
         panel = panel.replace(wrong, right)
     return panel
 

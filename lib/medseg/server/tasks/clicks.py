@@ -114,21 +114,34 @@ def clicks_of(request: Mapping[str, Any], labels: Mapping[str, int]) -> tuple[di
     """The clicks of a request by label value, and the value of the label that is asked for.
 
     Raises:
-        UnusableInputError: unknown label, or clicks that are no lists of numbers.
+        UnusableInputError: unknown label, foreground of no label, or clicks that are no lists of numbers.
     """
-    asked = request.get("label")
-    label = _value(str(asked), labels) if isinstance(asked, str) and asked else None
+    label = _asked(request, labels)
     found: dict[int, list[list[int]]] = {}
     for name, points in request.items():
         value = 0 if name == BACKGROUND else labels.get(name)
         if name == "foreground":
-            value = label if label is not None else 1
+            value = label
         if value is None or not isinstance(points, list) or not points:
             continue
         found.setdefault(value, []).extend(_points(name, points))
     if sum(map(len, found.values())) > MOST_CLICKS:
         raise UnusableInputError(f"more than {MOST_CLICKS} clicks; correct the rest with the brush, and save")
     return found, label
+
+
+def _asked(request: Mapping[str, Any], labels: Mapping[str, int]) -> int | None:
+    """The label that a request is about; with `foreground`, a model's only label need not be named."""
+    asked = request.get("label")
+    if isinstance(asked, str) and asked:
+        return _value(asked, labels)
+    if "foreground" not in request:
+        return None
+    if len(labels) != 1:
+        raise UnusableInputError(
+            f'clicks on the foreground do not tell of which label; send "label" with one of {", ".join(labels)}'
+        )
+    return next(iter(labels.values()))
 
 
 def _value(name: str, labels: Mapping[str, int]) -> int:

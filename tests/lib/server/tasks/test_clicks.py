@@ -32,11 +32,17 @@ def test_slicer_and_ohif_send_clicks_in_their_ways() -> None:
     assert clicks_of(edit, LABELS) == ({1: [[1, 2, 3]], 0: [[4, 5, 6]]}, 1)
     assert clicks_of(grow, LABELS) == ({2: [[1, 1, 1]], 0: [[2, 2, 2], [3, 3, 3]]}, 2)
     assert clicks_of({"model": "x"}, LABELS) == ({}, None)
+    assert clicks_of({"foreground": [[1, 1, 1]], "background": []}, {"cyst": 3}) == ({3: [[1, 1, 1]]}, 3)
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
-    [({"label": "spleen"}, "'spleen' is not one of"), ({"liver": ["here"]}, "no lists of voxel indices")],
+    [
+        ({"label": "spleen"}, "'spleen' is not one of"),
+        ({"liver": ["here"]}, "no lists of voxel indices"),
+        ({"foreground": [[1, 1, 1]], "background": []}, '"label" with one of liver, left lung'),
+        ({"foreground": [], "background": [[1, 1, 1]], "label": None}, '"label" with one of liver, left lung'),
+    ],
 )
 def test_wrong_clicks_are_named(request_: dict, message: str) -> None:
     with pytest.raises(UnusableInputError, match=message):
@@ -103,3 +109,23 @@ def test_deepgrow_answers_with_one_label(trained_app: MedsegApp) -> None:
 
     assert mask[2, 2, 2] == 1
     assert mask.unique().tolist() == [0, 1]
+
+
+def test_deepgrow_obeys_clicks_on_the_second_label_as_the_web_viewer_sends_them(
+    trained_app: MedsegApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two labels; the viewer paints whatever is not 0 as the label that was clicked."""
+    prob = torch.full((3, 24, 24, 16), 0.05)
+    prob[1, :12], prob[2, 18:], prob[0, 12:18] = 0.9, 0.9, 0.9
+    shown = Prediction(MetaTensor(prob), mask=MetaTensor(prob.argmax(dim=0, keepdim=True).to(torch.uint8)))
+    task = trained_app._infers["supervised_deepgrow"]
+    monkeypatch.setattr(task, "_base", lambda *_: shown)
+    monkeypatch.setattr(task.cache.get("cpu").predictor.method, "labels", LABELS)
+    sent = {"foreground": [[14, 8, 8]], "background": [], "result_dtype": "uint8", "result_compress": False}
+
+    mask = predicted(trained_app, "supervised_deepgrow", **sent, label="left lung")
+
+    assert mask[14, 8, 8] == mask[20, 8, 8] == 1
+    assert mask[2, 8, 8] == 0
+    with pytest.raises(UnusableInputError, match="do not tell of which label"):
+        predicted(trained_app, "supervised_deepgrow", **sent)
