@@ -9,6 +9,7 @@ history and label names are those of `MedsegDatastore`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import tempfile
 import threading
@@ -259,9 +260,11 @@ class DicomWebDatastore(MedsegDatastore):
 
     def _place(self, image_id: str, tag: str, entry: SeriesEntry, info: Mapping[str, Any]) -> None:
         grid, _ = self.source(image_id)
-        ds = next(self.archive.objects(entry), None)
-        if ds is None:
+        objects = list(itertools.islice(self.archive.objects(entry), 2))
+        if not objects:
             raise NotFoundError(f"the archive {self.archive.url} has no objects of series {entry.uid}")
+        _one_object(len(objects))
+        ds = objects[0]
         read = read_segmentation(ds, grid)
         mask = read.mask if grid.placed else MetaTensor(read.mask.as_tensor()[..., 0])  # a radiograph is 2D
         with tempfile.TemporaryDirectory(prefix="medseg-label-") as staging:
@@ -363,6 +366,7 @@ class DicomWebDatastore(MedsegDatastore):
                 metadata = self.archive.metadata(entry)
                 if not metadata:
                     continue
+                _one_object(len(metadata))
                 facts = seg_facts(metadata[0])
             except NotFoundError:  # it went away meanwhile
                 continue
@@ -464,3 +468,16 @@ class DicomWebDatastore(MedsegDatastore):
     def _note(self, entry: SeriesEntry, image: str, state: str, why: str = "") -> None:
         with self._store.writing():
             self._folders.catalogue.set_segmentation(entry.uid, SegRecord(image, state, why, entry.study))
+
+
+def _one_object(count: int) -> None:
+    """Several objects in one series may be parts of one label or its versions; nothing tells which.
+
+    Raises:
+        UnusableInputError: there are several.
+    """
+    if count > 1:
+        raise UnusableInputError(
+            f"its series holds several segmentation objects ({count} seen, 1 is read); "
+            "store all labels as segments of one object, in a series of its own"
+        )

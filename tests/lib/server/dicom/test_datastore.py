@@ -167,6 +167,25 @@ def test_one_segmentation_whose_metadata_fails_stops_no_other(
     assert len(elsewhere(archive, tmp_path).get_labeled_images()) == 2  # and a server starts
 
 
+@pytest.mark.parametrize("look_between", [False, True])
+def test_a_series_of_several_objects_is_refused_rather_than_read_in_part(
+    store: DicomWebDatastore, phantoms: list[DicomPhantom], look_between: bool
+) -> None:
+    phantom = phantoms[0]
+    organ, vessel = (seg_of(store, phantom, NAMES, "bert", f"20300101 12000{n}") for n in range(2))
+    vessel.SeriesInstanceUID = organ.SeriesInstanceUID
+
+    store.archive.store(organ)
+    if look_between:
+        store.refresh()
+    store.archive.store(vessel)
+    store.refresh()
+
+    assert store.get_label_uri(phantom.series, "final") == ""
+    assert store.get_labeled_images() == []
+    assert "several segmentation objects" in store.status()["problems"][0]
+
+
 def test_a_segmentation_may_come_before_its_image(
     archive: Orthanc, phantoms: list[DicomPhantom], phantom_files: tuple[Path, list[DicomPhantom]], tmp_path: Path
 ) -> None:
