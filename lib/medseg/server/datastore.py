@@ -230,6 +230,17 @@ class MedsegDatastore(LocalDatastore):
         tag = self._last_saved.get(check_image_id(image_id))
         return list(self.get_label_info(image_id, tag).get("remarks", [])) if tag else []
 
+    def last_saved(self, count: int) -> list[dict[str, Any]]:
+        """The finished labels that were saved last, newest first: `image`, `tag`, `author`, `saved` and `remarks`."""
+        told = {"author": "", "saved": "", "remarks": []}
+        found = [
+            {"image": image, "tag": tag, **{key: label.info.get(key) or empty for key, empty in told.items()}}
+            for image, record in self._store.snapshot().model.objects.items()
+            for tag, label in record.labels.items()
+            if tag.startswith(FINAL) and label.info.get("saved")
+        ]
+        return sorted(found, key=lambda entry: str(entry["saved"]), reverse=True)[:count]
+
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Overwrite keys of a label's info.
 

@@ -18,6 +18,8 @@ from medseg.server.job_lines import last_sentence
 from medseg.server.status_page import render_status
 from medseg.training.registry import Version
 
+SHOWN = 10  # ours: labels on the status page
+
 
 class Rollback(BaseModel):
     """Body of POST /medseg/rollback."""
@@ -121,6 +123,7 @@ def state(app: Any) -> dict[str, Any]:
         "leases": [
             {"image": lease.image, "client": lease.client, "why": lease.why} for lease in app.study.leases.active()
         ],
+        "saved": app.datastore().last_saved(SHOWN) if hasattr(app.datastore(), "last_saved") else [],
         "problems": app.datastore().status().get("problems", []),
     }
 

@@ -114,6 +114,22 @@ def test_remarks_reach_the_caller(store: MedsegDatastore, tmp_path: Path, write_
     assert store.saved_remarks("b") == []
 
 
+def test_the_labels_saved_last_are_listed_with_their_remarks(
+    store: MedsegDatastore, tmp_path: Path, write_nifti: Any, label: Path
+) -> None:
+    assert [entry for entry in store.last_saved(9) if entry["author"]] == []
+    store.save_label("b", str(label), "final", {"client_id": "anna"})
+    store.save_label("a", str(write_nifti(tmp_path / "e.nii.gz", _mask(0))), "final_ben", {"client_id": "ben"})
+    store.save_label("a", str(label), "original", {"client_id": "robot"})
+
+    newest, before = store.last_saved(2)
+
+    assert (newest["image"], newest["tag"], newest["author"]) == ("a", "final_ben", "ben")
+    assert "empty" in newest["remarks"][0]
+    assert (before["image"], before["author"], before["remarks"]) == ("b", "anna", [])
+    assert before["saved"] < newest["saved"]
+
+
 def test_a_label_that_most_others_have_is_missed(
     store: MedsegDatastore, tmp_path: Path, write_nifti: Any, study: Path
 ) -> None:

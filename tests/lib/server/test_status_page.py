@@ -30,6 +30,7 @@ def state() -> dict[str, Any]:
         "curve": {"caml": []},
         "jobs": {"train": [], "scoring": []},
         "leases": [],
+        "saved": [],
         "problems": [],
     }
 
@@ -41,6 +42,16 @@ def test_page_speaks_in_sentences(state: dict[str, Any]) -> None:
     assert "epoch 1 of 4, 7 min left" in " ".join(page.split()).replace(" , ", ", ")
     assert "Left out: organ_011, organ_011.nii.gz cannot be read</p>" in page
     assert page.count("none since the server started") == 2
+
+
+def test_remarks_on_saved_labels_stand_on_the_page(state: dict[str, Any]) -> None:
+    saved = {"image": "organ_003", "tag": "final_bob", "author": "bob", "saved": "2026-01-02T03:04:05+00:00"}
+
+    page = render_status({**state, "saved": [{**saved, "remarks": ["2 stray <pieces>", "'atrium' is missing"]}]})
+
+    row = f'<td>organ_003, final_bob</td><td>bob</td><td class="n">{when(saved["saved"])}</td>'
+    assert f"{row}<td>2 stray &lt;pieces&gt;; &#39;atrium&#39; is missing</td>" in page
+    assert "Saved last" not in render_status(state)
 
 
 def test_curve_points_lie_inside_the_picture() -> None:
