@@ -116,6 +116,20 @@ class Archive:
         with self._speaking(f"series {entry.uid}"):
             return [Dataset.from_json(item) for item in self._client.retrieve_series_metadata(entry.study, entry.uid)]
 
+    def series_of(self, study: str, instance: str) -> str:
+        """Series Instance UID of an object of a study; empty where the study does not hold it.
+
+        Raises:
+            ConflictError: the archive does not answer.
+            NotFoundError: the study is not there any more.
+        """
+        with self._speaking(f"study {study}"):
+            found = self._client.search_for_instances(study, search_filters={"SOPInstanceUID": instance})
+        objects = (Dataset.from_json(item) for item in found)  # an archive may ignore the condition
+        return next(
+            (str(ds.get("SeriesInstanceUID") or "") for ds in objects if ds.get("SOPInstanceUID") == instance), ""
+        )
+
     def objects(self, entry: SeriesEntry) -> Iterator[Dataset]:
         """The objects of a series, one by one.
 

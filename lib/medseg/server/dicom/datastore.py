@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,20 @@ class DicomWebDatastore(MedsegDatastore):
         with self._looking:
             return self._look(series, author)
 
+    def outcome(self, series: str) -> dict[str, Any]:
+        """What became of a segmentation: `state` (that of `SegRecord`), `image`, and `remarks`, or why it was refused.
+
+        Raises:
+            NotFoundError: it was not looked at yet.
+        """
+        record = self._folders.catalogue.segmentations.get(series)
+        if record is None:
+            raise NotFoundError(f"segmentation {series!r} was not looked at yet; the archive is looked at again soon")
+        info = self.get_label_info(record.image, FINAL) if record.state == LABEL else {}
+        own = (info.get(ARCHIVED) or {}).get("series") == series
+        remarks = list(info.get("remarks") or []) if own else [record.why] if record.why else []
+        return {"state": record.state, "image": record.image, "remarks": remarks}
+
     def dicom_seg(self, image_id: str, mask_file: Path, facts: SegmentationFacts, labels: Mapping[str, int]) -> Dataset:
         """A mask on an image's grid as a DICOM SEG.
 
@@ -367,7 +382,7 @@ class DicomWebDatastore(MedsegDatastore):
                 if not metadata:
                     continue
                 _one_object(len(metadata))
-                facts = seg_facts(metadata[0])
+                facts = self._with_image(seg_facts(metadata[0]), entry)
             except NotFoundError:  # it went away meanwhile
                 continue
             except (ConflictError, OSError) as error:  # it is new at the next look again
@@ -377,6 +392,17 @@ class DicomWebDatastore(MedsegDatastore):
                 self._refuse(entry, "", error)
                 continue
             yield entry, facts
+
+    def _with_image(self, facts: SegFacts, entry: SeriesEntry) -> SegFacts:
+        """The facts of a segmentation that tells no series: that of the images its frames were drawn on."""
+        if facts.image:
+            return facts
+        image = self.archive.series_of(entry.study, facts.sources[0]) if facts.sources else ""
+        if not image:
+            raise UnusableInputError(
+                "it tells no series it belongs to; store it again from a program that refers to the series"
+            )
+        return replace(facts, image=image)
 
     def _choose(self, entries: Sequence[SeriesEntry], stored: Collection[str] = (), author: str = "") -> list[str]:
         """Of each image's segmentations, the newest that can be used becomes the label; the images that got one."""

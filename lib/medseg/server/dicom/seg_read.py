@@ -40,6 +40,7 @@ class SegFacts:
         series: its own Series Instance UID.
         instance: SOP Instance UID.
         image: Series Instance UID of the images it belongs to; empty where it tells none.
+        sources: SOP Instance UIDs of the images its frames were drawn on, where it tells them.
         names: segment number -> label name.
         author: who made it; empty where unknown.
         created: DICOM date and time, for ordering.
@@ -53,6 +54,7 @@ class SegFacts:
     author: str
     created: str
     description: str
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def seg_facts(ds: Dataset) -> SegFacts:
         author=_person(str(author)),
         created=f"{date}{time}",
         description=str(ds.get("SeriesDescription") or ""),
+        sources=_sources(ds),
     )
 
 
@@ -134,6 +137,17 @@ def _person(name: str) -> str:
 def _referenced_series(ds: Dataset) -> str:
     series = ds.get("ReferencedSeriesSequence") or []
     return str(series[0].get("SeriesInstanceUID") or "") if series else ""
+
+
+def _sources(ds: Dataset) -> tuple[str, ...]:
+    groups = [*(ds.get("SharedFunctionalGroupsSequence") or ()), *(ds.get("PerFrameFunctionalGroupsSequence") or ())]
+    images = [image for group in groups for image in _source_images(group)]
+    return tuple(dict.fromkeys(str(i.ReferencedSOPInstanceUID) for i in images if i.get("ReferencedSOPInstanceUID")))
+
+
+def _source_images(group: Dataset) -> list[Dataset]:
+    derivations = group.get("DerivationImageSequence") or []
+    return [image for derivation in derivations for image in derivation.get("SourceImageSequence") or []]
 
 
 def _decoded(ds: Dataset) -> tuple[np.ndarray, list[int]]:
@@ -187,8 +201,7 @@ def _planes(ds: Dataset, count: int, grid: SeriesGrid) -> list[_Plane]:
 
 def _source(group: Dataset) -> tuple[str, int | None] | None:
     """The image a frame was drawn on."""
-    derivations = group.get("DerivationImageSequence") or []
-    images = [i for d in derivations for i in d.get("SourceImageSequence") or []]
+    images = _source_images(group)
     if len(images) != 1 or "ReferencedSOPInstanceUID" not in images[0]:
         return None
     number = images[0].get("ReferencedFrameNumber")

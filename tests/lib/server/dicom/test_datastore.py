@@ -186,6 +186,24 @@ def test_a_series_of_several_objects_is_refused_rather_than_read_in_part(
     assert "several segmentation objects" in store.status()["problems"][0]
 
 
+def test_a_segmentation_that_tells_no_series_belongs_to_that_of_its_images(
+    store: DicomWebDatastore, phantoms: list[DicomPhantom]
+) -> None:
+    told, lost = (seg_of(store, phantom, NAMES, "bert", "20300101 120000") for phantom in phantoms[:2])
+    del told.ReferencedSeriesSequence, lost.ReferencedSeriesSequence
+    for frame in lost.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence
+    store.archive.store(told)
+    store.archive.store(lost)
+
+    store.refresh()
+
+    mask = read_mask(Path(store.get_label_uri(phantoms[0].series, "final")))
+    assert store.get_labeled_images() == [phantoms[0].series]
+    assert int(mask.sum()) > 0
+    assert "tells no series it belongs to" in store.status()["problems"][0]
+
+
 def test_a_segmentation_may_come_before_its_image(
     archive: Orthanc, phantoms: list[DicomPhantom], phantom_files: tuple[Path, list[DicomPhantom]], tmp_path: Path
 ) -> None:
