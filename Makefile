@@ -15,7 +15,7 @@ DICOM ?=
 STORAGE ?=
 ARCHIVE_PORT ?= 8042
 
-# Relative paths only, so that a checkout in a folder with spaces works.
+## Relative paths only, so that a checkout in a folder with spaces works.
 BIN := .venv/bin
 STAMP := .venv/.installed
 

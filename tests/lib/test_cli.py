@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -142,6 +143,14 @@ def test_pictures_are_learnt_from_end_to_end(medseg: Medseg, model: Path, data: 
     assert table["missed"] == sum(metrics["missed"] for metrics in table["cases"].values())
     assert f"{table['mean']['dice']:.4f}" in result.out
     assert "warning: the model learnt from" in result.err  # these cases are no proof of anything
+    version = Path(shutil.copytree(model, tmp_path / "version"))
+    for kept, said in (
+        ({"training": metrics}, "learnt from the labels of"),
+        ({}, "does not say which cases it learnt"),
+    ):
+        write_json(version / "metrics.json", {"quality": 0.5, **kept})  # as a served version keeps them
+        again = medseg("evaluate", "--model", version, "--data", data, "--device", "cpu")
+        assert f"warning: the model {said}" in again.err
 
     image = labelled[0].image
     result = medseg("predict", image, "--model", model, "--out", tmp_path / "out", "--uncertainty", "--device", "cpu")
@@ -315,6 +324,7 @@ def test_demo_has_a_small_budget_unless_another_is_asked_for(
 
     seen: list[AppSettings] = []
     monkeypatch.setattr(launch, "start_server", lambda *args, conf, **more: seen.append(AppSettings.from_conf(conf)))
+    monkeypatch.setattr(launch, "check_port", lambda host, port: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo" / "study").mkdir(parents=True)
     head = ["serve", "--demo", "--models", "caml,supervised"]
@@ -325,6 +335,18 @@ def test_demo_has_a_small_budget_unless_another_is_asked_for(
     budgets = [tuple(settings.config(name).iterations for name in ("caml", "supervised")) for settings in seen]
     assert budgets == [(200, 200), (20, 20), (30, 200)]
     assert seen[1].config("caml").to_dict()["width"] == 4
+
+
+def test_demo_writes_nothing_where_the_port_is_taken(
+    medseg: Medseg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = medseg("serve", "--demo", "--port", taken.getsockname()[1])
+
+    assert result.code != 0
+    assert "choose another --port" in result.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

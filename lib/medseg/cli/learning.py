@@ -83,7 +83,7 @@ def train(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder that `medseg train` wrote, or a served version's.")],
     data: DataOption,
     json: Annotated[
         Path | None,
@@ -106,10 +106,16 @@ def evaluate(
     predictor = Predictor.from_folder(model, str(pick_device(device)))
     cases = [case for case in load_cases(data) if predictor.method.is_labelled(case)]
     metrics = read_json(model / "metrics.json", default={}) or {}
+    run = metrics.get("training", metrics)  # a served version keeps its run's metrics under this key
+    if "labelled" not in run:
+        typer.secho(
+            "warning: the model does not say which cases it learnt from; some of these may be among them", err=True
+        )
     ours = {case.id for case in cases}
     for what, key in (("learnt from the labels", "labelled"), ("learnt from the images", "unlabelled_ids")):
-        if seen := sorted(ours & set(metrics.get(key, []))):
-            typer.secho(f"warning: the model {what} of {len(seen)} of these cases: {', '.join(seen[:5])}", err=True)
+        if seen := sorted(ours & set(run.get(key, []))):
+            some = ", ".join(seen[:5]) + ", ..." * (len(seen) > 5)
+            typer.secho(f"warning: the model {what} of {len(seen)} of these cases: {some}", err=True)
     with tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty()) as bar:
         result = evaluate_cases(predictor, cases, progress=lambda *_: bar.update(1), go_on=True)
     _show_table(result.cases, result.mean)

@@ -44,11 +44,12 @@ def serve(
     ] = None,
 ) -> None:
     """Start the MONAI Label server with this app."""
-    from medseg.server.launch import start_server
+    from medseg.server.launch import check_port, start_server
     from medseg.training.settings import parse_pairs
 
     settings = {**({"models": models} if models else {}), **parse_pairs(conf)}
     if demo and studies is None:
+        check_port(host, port)  # before anything is written
         studies = str(_demo_study(Path("demo") / "study"))
         settings["set"] = ",".join(
             filter(None, [DEMO_BUDGET, settings.get("set")])
@@ -138,7 +139,7 @@ def _demo_study(folder: Path) -> Path:
         from medseg.phantoms.study import write_study
 
         write_study(folder)
-        typer.echo(f"made a phantom study in {folder}: 12 volumes, 4 of them labelled")
+        typer.echo(f"made a phantom study in {folder.absolute()}: 12 volumes, 4 of them labelled")
     return folder
 
 
@@ -153,7 +154,7 @@ def _explain_next_steps(studies: str, host: str, port: int, models: str) -> None
     model = models.split(",")[0]
     typer.echo(
         f"""
-medseg serves {studies}, in about ten seconds
+medseg serves {studies}, in ten seconds (on a busy machine half a minute)
 
   status page   {url}/medseg/
   3D Slicer     MONAI Label module: server {url}, then Next Sample, Submit Label, Train

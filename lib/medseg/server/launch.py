@@ -212,7 +212,8 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConflictError(
-                f"cannot listen on {host} port {port} ({error.strerror}); choose another --port or --host"
+                f"cannot listen on {host} port {port} ({error.strerror}); choose another --port or --host "
+                "(make serve: PORT=, HOST=)"
             ) from error
 
 

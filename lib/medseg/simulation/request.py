@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.acquisition.names import strategy_names
 from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.methods import method_class
@@ -83,9 +83,10 @@ class SimulationRequest:
                 raise MedsegError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least {limit}")
         if not self.strategies or len(set(self.strategies)) != len(self.strategies):
             raise MedsegError(f"--strategies is {', '.join(self.strategies) or 'empty'}; name each strategy once")
+        offered = strategy_names([self.method])
         for name in self.strategies:  # becomes a folder
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-                raise MedsegError(f"there is no strategy {name!r}; use random, stratified, first or {self.method}")
+            if name not in offered:
+                raise MedsegError(f"there is no strategy {name!r}; {self.method} offers {', '.join(offered)}")
         self.method_settings()
 
     def load(self) -> tuple[list[Case], dict[str, int]]:

@@ -23,9 +23,20 @@ def study_folders(root: Path, studies: str | None = None) -> list[str]:
 
 
 def list_models(root: Path, method: str | None, studies: str | None) -> list[str]:
-    """One line per version, newest last; `*` marks the one that is served."""
+    """One line per version, newest last; `*` marks the one that is served.
+
+    Raises:
+        NotFoundError: there are models, but none of this method or study.
+    """
     lines = []
-    for study in study_folders(root, studies):
+    everywhere = study_folders(root)
+    chosen = study_folders(root, studies)
+    if everywhere and not chosen:
+        raise NotFoundError(f"there is no model of the studies {studies}; known: {', '.join(everywhere)}")
+    known = sorted({name for study in chosen for name in ModelRegistry(root, study).methods()})
+    if known and method not in (None, *known):
+        raise NotFoundError(f"there is no model of {method!r} below {root}; known: {', '.join(known)}")
+    for study in chosen:
         for version in ModelRegistry(root, study).versions(method):
             quality = version.metrics.get("quality")
             shown = f"quality {quality:.4f}" if isinstance(quality, float) else "not validated"

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg.acquisition.names import strategy_names
 from medseg.acquisition.score_store import StoredScore
 from medseg.cases import Case
 from medseg.errors import NotFoundError
@@ -111,6 +112,12 @@ def test_diverse_strategy_keeps_away_from_what_is_labelled(trained_app: Any, mak
     diverse = make_app(diversity=2)._strategies["supervised_diverse"].ranking()
     assert diverse[0].id == "organ_004"
     assert "unlike the images already chosen" in diverse[0].why
+
+
+@pytest.mark.parametrize("models", ["supervised", "caml,local_discrimination", "multidomain"])
+def test_names_of_strategies_are_known_before_a_server_runs(make_app: Any, models: str) -> None:
+    app = make_app(models=models)
+    assert list(strategy_names(models.split(","))) == list(app._strategies)
 
 
 def test_unknown_strategies_are_named(make_app: Any) -> None:
