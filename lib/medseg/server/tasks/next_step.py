@@ -10,6 +10,10 @@ from medseg.server.tasks.study import Study
 from medseg.server.tasks.train_runs import TrainRuns
 from medseg.training.progress import duration
 
+NO_LABEL = (
+    "no image is labelled; save at least 1 label (2, so that the model can be validated on the second), then train it"
+)
+
 
 def teachers(method: str) -> set[Supervision]:
     """What can teach a method by itself; a domain tells only where to learn, unlabelled images only help."""
@@ -28,7 +32,7 @@ def next_step(study: Study, method: str) -> str:
         return after_training
     labelled = len(study.labelled())
     if needs_masks(method) and labelled == 0:
-        return "no image is labelled; label at least 2 images (1 to learn from, 1 to validate), then train it"
+        return NO_LABEL
     if needs_masks(method) and labelled == 1:
         return "1 image is labelled; label 1 more, so that one can validate, then train it"
     if method_class(method).describes or not teachers(method):

@@ -21,7 +21,7 @@ from medseg.methods.base import Method, MethodConfig
 from medseg.networks.precision import amp_dtype
 from medseg.server.tasks.device import device_choices, resolve_device
 from medseg.server.tasks.distributed import most_processes, train_distributed
-from medseg.server.tasks.next_step import needs_masks
+from medseg.server.tasks.next_step import NO_LABEL, needs_masks
 from medseg.server.tasks.study import Study
 from medseg.server.tasks.train_runs import OpenRun, TrainRuns, fingerprint
 from medseg.training.gate import gate
@@ -104,10 +104,10 @@ class MedsegTrain(TrainTask):
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
         if refresh:
             config, resume = self._refreshed(), False
+        if not self.study.datastore.list_images():
+            raise ConflictError(f"study {self.study.key} holds no image; add images to it, then train")
         if needs_masks(self.method) and not self.study.labelled():
-            raise ConflictError(
-                "no image is labelled yet; save at least 2 labels (1 to learn from, 1 to validate), then train"
-            )
+            raise ConflictError(NO_LABEL)
         amp_dtype(config.amp, torch.device(device))
         return TrainRequest(config, device, self._processes(processes, device, config), resume, labelled, refresh)
 

@@ -21,7 +21,7 @@ def step(study: Any, labelled: int = 0) -> str:
 
 
 def test_labels_come_first_then_the_training(study: Any) -> None:
-    assert step(study, 0).startswith("no image is labelled; label at least 2 images")
+    assert step(study, 0).startswith("no image is labelled; save at least 1 label (2,")
     assert step(study, 1) == "1 image is labelled; label 1 more, so that one can validate, then train it"
     assert step(study, 4) == "4 images are labelled; train it"
 
@@ -29,8 +29,8 @@ def test_labels_come_first_then_the_training(study: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "none", "one"),
     [
-        ("caml", "no image is labelled; label at least 2 images", "1 image is labelled; label 1 more"),
-        ("multidomain", "no image is labelled; label at least 2 images", "1 image is labelled; label 1 more"),
+        ("caml", "no image is labelled; save at least 1 label (2,", "1 image is labelled; label 1 more"),
+        ("multidomain", "no image is labelled; save at least 1 label (2,", "1 image is labelled; label 1 more"),
         ("dram", "it learns from extents or masks; once images have some, train it", "1 image is labelled; train it"),
         ("seg4reg", "it learns from angles or landmarks or masks; once images", "1 image is labelled; train it"),
         ("local_discrimination", "it learns from the images alone; train it", "it learns from the images alone; train"),

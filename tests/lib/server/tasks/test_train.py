@@ -135,13 +135,21 @@ def test_zero_labels_say_so_and_the_loop_goes_on(make_app: Any, tmp_path: Path) 
         path.unlink()
     app.datastore().refresh()
 
-    with pytest.raises(ConflictError, match="no image is labelled yet"):
+    with pytest.raises(ConflictError, match=r"no image is labelled; save at least 1 label \(2, so"):
         app.train({"model": "supervised"})
 
     for name, content in kept.items():
         (labels / name).write_bytes(content)
     app.datastore().refresh()
     assert app.train({"model": "supervised"})["decision"]["published"] is True
+
+
+def test_an_empty_study_is_refused_at_once(make_app: Any, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    app = make_app(models="local_discrimination", set="")
+
+    with pytest.raises(ConflictError, match=r"study study-\w+ holds no image; add images"):
+        app.prepare_job("train", "local_discrimination", {})
 
 
 def test_one_label_only_trains_without_validation(make_app: Any, tmp_path: Path) -> None:
