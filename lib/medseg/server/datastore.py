@@ -27,6 +27,7 @@ from medseg.server.label_names import FixedLabels, LabelNames, LabelRegistry
 from medseg.server.slicer_points import take_markups
 from medseg.server.store import Snapshot, StudyStore
 from medseg.server.weak_regions import check_weak_regions
+from medseg.transforms.io import read_image
 
 
 class MedsegDatastore(LocalDatastore):
@@ -210,7 +211,7 @@ class MedsegDatastore(LocalDatastore):
 
         Raises:
             NotFoundError: no such image.
-            UnusableInputError: the label cannot be used; says why.
+            UnusableInputError: the label cannot be used, or its image cannot be read; says why.
         """
         identifier, tag, file = check_image_id(image_id), check_tag(label_tag), Path(label_filename)
         check_label_suffix(file)
@@ -218,6 +219,7 @@ class MedsegDatastore(LocalDatastore):
         info = clean_info(label_info, f"label {identifier}")
         with tempfile.TemporaryDirectory(prefix="medseg-label-") as staging:
             if holds_mask(tag, file):
+                read_image(Path(self.get_image_uri(identifier)))  # the contract looks at its grid only
                 file, facts = self._apply_contract(identifier, tag, file, info, Path(staging))
                 info = {**info, **facts}
             with self._published(identifier, tag, file, info) as known, self._store.writing():

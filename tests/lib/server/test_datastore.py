@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import threading
@@ -92,6 +93,17 @@ def test_a_refused_label_changes_nothing(store: MedsegDatastore, study: Path, la
         with pytest.raises(MedsegError):
             store.save_label(image, str(file), "final", info)
     assert _snapshot(study) == before
+
+
+def test_a_label_of_an_image_whose_voxels_cannot_be_read_is_refused(
+    store: MedsegDatastore, study: Path, label: Path
+) -> None:
+    image = study / "a.nii.gz"
+    image.write_bytes(gzip.compress(gzip.decompress(image.read_bytes())[:400]))  # the header is whole
+
+    with pytest.raises(UnusableInputError, match=r"^a\.nii\.gz cannot be read, it seems damaged"):
+        store.save_label("a", str(label), "final", dict(SLICER))
+    assert store.get_labeled_images() == []
 
 
 def test_complaints_name_the_image_and_not_the_temporary_file(
