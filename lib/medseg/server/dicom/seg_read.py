@@ -17,6 +17,7 @@ from medseg.server.dicom.grid import LPS_TO_RAS, SeriesGrid, normal_of
 
 NEAR = 0.05  # ours: of a voxel; rounding in headers stays below
 PARALLEL = 1e-3  # ours: cosines in headers have 3..6 digits
+MOST_PLANES = 2000  # ours: a wrongly stated distance of planes must not fill the memory
 
 
 @contextmanager
@@ -106,10 +107,11 @@ def read_segmentation(ds: Dataset, grid: SeriesGrid) -> ReadMask:
     frames, numbers = _decoded(ds)
     planes = _planes(ds, len(frames), grid)
     where = _on_slices(planes, grid)
-    if where is not None and frames.shape[1:] == (grid.rows, grid.columns):
+    if where is not None and frames.shape[1:] == (grid.rows, grid.columns) and _on_pixels(planes, where, grid):
         mask, overlap = _fill(frames, numbers, where, len(grid.slices))
         return ReadMask(_tensor(mask, grid.affine()), True, _overlap_remark(overlap))
-    mask, affine, overlap = _own_volume(frames, numbers, planes)
+    index, affine = _on_stack(planes, where, grid) if where is not None and grid.placed else _own_stack(planes, grid)
+    mask, overlap = _fill(frames, numbers, index, max(index) + 1)
     return ReadMask(_tensor(mask, affine), False, _overlap_remark(overlap))
 
 
@@ -118,6 +120,8 @@ class _Plane:
     position: np.ndarray
     orientation: tuple[float, ...]
     spacing: tuple[float, float]  # between columns, between rows
+    step: float | None  # to the next plane, where it is stated
+    thickness: float | None
     source: tuple[str, int | None] | None
 
 
@@ -193,10 +197,16 @@ def _planes(ds: Dataset, count: int, grid: SeriesGrid) -> list[_Plane]:
                 position=np.array([float(v) for v in position or (0, 0, 0)]),
                 orientation=tuple(float(v) for v in orientation or grid.orientation),
                 spacing=(column, row),
+                step=_length(_first(group, shared, "PixelMeasuresSequence", "SpacingBetweenSlices")),
+                thickness=_length(_first(group, shared, "PixelMeasuresSequence", "SliceThickness")),
                 source=_source(group),
             )
         )
     return planes
+
+
+def _length(value: Any) -> float | None:
+    return abs(float(value)) or None if value is not None else None
 
 
 def _source(group: Dataset) -> tuple[str, int | None] | None:
@@ -210,26 +220,35 @@ def _source(group: Dataset) -> tuple[str, int | None] | None:
 
 
 def _on_slices(planes: Sequence[_Plane], grid: SeriesGrid) -> list[int] | None:
-    """The slice of the series that each frame lies on; None where any lies elsewhere."""
+    """The slice of the series that each frame lies on, whatever its pixels; None where any lies between or across."""
     by_source = {(s.instance, s.frame): k for k, s in enumerate(grid.slices)}
     offsets, found = grid.offsets, []
     for plane in planes:
-        if not grid.placed:
-            found.append(by_source.get(plane.source or ("", None), 0))
-            continue
-        aligned = np.allclose(plane.orientation, grid.orientation, atol=PARALLEL)
-        if not aligned or not np.allclose(plane.spacing, grid.spacing, rtol=PARALLEL):
-            return None
         told = by_source.get(plane.source) if plane.source else None
+        if not grid.placed:
+            found.append(told or 0)
+            continue
+        if not np.linalg.norm(np.cross(normal_of(plane.orientation), grid.normal)) <= PARALLEL:
+            return None
         nearest = int(np.abs(offsets - plane.position @ grid.normal).argmin()) if told is None else told
-        away = plane.position - np.array(grid.slices[nearest].position)
-        across = abs(float(away @ grid.normal))
-        if across > NEAR * grid.gap or np.linalg.norm(away - (away @ grid.normal) * grid.normal) > NEAR * min(
-            grid.spacing
-        ):
+        if abs(plane.position @ grid.normal - offsets[nearest]) > NEAR * grid.gap:
             return None
         found.append(nearest)
     return found
+
+
+def _on_pixels(planes: Sequence[_Plane], where: Sequence[int], grid: SeriesGrid) -> bool:
+    """Whether the pixels of frames on the series' slices are the series' too."""
+    if not grid.placed:
+        return True
+    for plane, k in zip(planes, where, strict=True):
+        aligned = np.allclose(plane.orientation, grid.orientation, atol=PARALLEL)
+        if not aligned or not np.allclose(plane.spacing, grid.spacing, rtol=PARALLEL):
+            return False
+        away = plane.position - np.array(grid.slices[k].position)
+        if np.linalg.norm(away - (away @ grid.normal) * grid.normal) > NEAR * min(grid.spacing):
+            return False
+    return True
 
 
 def _fill(frames: np.ndarray, numbers: Sequence[int], where: Sequence[int], planes: int) -> tuple[np.ndarray, int]:
@@ -243,27 +262,47 @@ def _fill(frames: np.ndarray, numbers: Sequence[int], where: Sequence[int], plan
     return mask, overlap
 
 
-def _own_volume(
-    frames: np.ndarray, numbers: Sequence[int], planes: Sequence[_Plane]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The frames as a volume of their own: label map, RAS affine, overlap."""
+def _on_stack(planes: Sequence[_Plane], where: Sequence[int], grid: SeriesGrid) -> tuple[list[int], np.ndarray]:
+    """Frames with other pixels on the series' slices: the slice of each, and the RAS affine of their stack."""
+    _one_direction(planes)
+    away = planes[0].position - np.array(grid.slices[where[0]].position)
+    origin = np.array(grid.slices[0].position) + away - (away @ grid.normal) * grid.normal
+    return list(where), _affine(planes[0], grid.normal * grid.gap, origin)
+
+
+def _own_stack(planes: Sequence[_Plane], grid: SeriesGrid) -> tuple[list[int], np.ndarray]:
+    """Frames on no slices of the series: the place of each in a stack of their own, and its RAS affine.
+
+    The stated distance of planes counts, so that planes left out stay empty. A thickness alone is none: frames may be
+    further apart than they are thick.
+    """
+    _one_direction(planes)
     first = planes[0]
     normal = normal_of(first.orientation)
-    if any(not np.allclose(p.orientation, first.orientation, atol=PARALLEL) for p in planes):
-        raise UnusableInputError("the segmentation's frames lie in several directions; save it on the image's slices")
     offsets = np.array([p.position @ normal for p in planes])
     places = np.unique(np.round(offsets, 3))
-    gap = float(np.diff(places).min()) if len(places) > 1 else max(first.spacing)
-    index = np.round((offsets - offsets.min()) / gap).astype(int)
-    if float(np.abs(offsets - offsets.min() - index * gap).max()) > 0.25 * gap:
-        raise UnusableInputError("the segmentation's frames are unevenly spaced and lie on no slices of the image")
-    mask, overlap = _fill(frames, numbers, index.tolist(), int(index.max()) + 1)
+    nearest = float(np.diff(places).min()) if len(places) > 1 else first.thickness or grid.gap or max(first.spacing)
+    for gap in (first.step, nearest):
+        if gap is None or np.ptp(offsets) > MOST_PLANES * gap:
+            continue
+        index = np.round((offsets - offsets.min()) / gap).astype(int)
+        if float(np.abs(offsets - offsets.min() - index * gap).max()) <= 0.25 * gap:
+            return index.tolist(), _affine(first, normal * gap, planes[int(offsets.argmin())].position)
+    raise UnusableInputError("the segmentation's frames are unevenly spaced and lie on no slices of the image")
+
+
+def _one_direction(planes: Sequence[_Plane]) -> None:
+    if any(not np.allclose(p.orientation, planes[0].orientation, atol=PARALLEL) for p in planes):
+        raise UnusableInputError("the segmentation's frames lie in several directions; save it on the image's slices")
+
+
+def _affine(plane: _Plane, across: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """RAS affine of planes like this one, from LPS."""
     affine = np.eye(4)
-    affine[:3, 0] = np.array(first.orientation[:3]) * first.spacing[0]
-    affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[1]
-    affine[:3, 2] = normal * gap
-    affine[:3, 3] = planes[int(offsets.argmin())].position
-    return mask, LPS_TO_RAS @ affine, overlap
+    affine[:3, 0] = np.array(plane.orientation[:3]) * plane.spacing[0]
+    affine[:3, 1] = np.array(plane.orientation[3:]) * plane.spacing[1]
+    affine[:3, 2], affine[:3, 3] = across, origin
+    return LPS_TO_RAS @ affine
 
 
 def _tensor(mask: np.ndarray, affine: np.ndarray) -> MetaTensor:

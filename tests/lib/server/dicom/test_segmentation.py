@@ -280,6 +280,27 @@ def test_frames_on_another_grid_make_a_volume_of_their_own(series: Series, make_
     assert volume == pytest.approx(float(mask.sum()) * abs(np.linalg.det(finer[:3, :3])), rel=0.35)
 
 
+@pytest.mark.parametrize("slices", [[3, 5], [3, 6, 9], [4]])
+@pytest.mark.parametrize("apart", [0.0, 1.2])
+def test_planes_left_out_stay_empty_on_another_grid(
+    slices: list[int], apart: float, make_series, tmp_path: Path
+) -> None:
+    coarse = series_of(make_series(np.zeros((20, 18, 12)), np.diag([1.0, 1.0, 3.0, 1.0]))[0])
+    other = np.diag([0.5, 0.5, 3.0, 1.0])
+    other[2, 3] = apart  # mm from the series' slices; below half of their distance
+    fine = series_of(make_series(np.zeros((40, 36, 12)), other)[0])
+    mask = np.zeros(fine.grid.shape, np.uint8)
+    mask[10:20, 8:20, slices] = 1
+    ds = segmentation(mask, {"liver": 1}, fine.grid, coarse.header)
+
+    read = read_segmentation(pydicom.dcmread(write_dicom(tmp_path / "seg.dcm", ds)), coarse.grid)
+    placed, _ = place_on_grid(read.mask, coarse.volume, "seg")
+
+    assert not read.exact
+    assert np.flatnonzero(placed[0].numpy().any((0, 1))).tolist() == slices
+    assert int(placed.sum()) == pytest.approx(5 * 6 * len(slices), rel=0.4)  # nearest neighbour, on small areas
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_grid_survives_nifti_dicom_seg_and_back(seed: int, make_series, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
