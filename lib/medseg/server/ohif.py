@@ -100,11 +100,17 @@ BUTTONS = re.compile(r"const segmentationButtons_toolbarButtons = (\[.*?\n\}\]);
 
 STORE = re.compile(r"(storeSegmentation: async \(\{\s+segmentationId,\s+dataSource)(\s+\}\) => \{)")
 STORED = "naturalizedReport.wadoRoot = dataSource.getConfig().wadoRoot;"
-SAY_SO = (
-    "servicesManager.services.uiNotificationService.show({title: 'Saved', "
-    "message: 'The finished label of the case now, if the study knows the names of its segments', type: 'success'});"
-)
-"""In this mode the panel's export reaches the command that stores without the archive to store in."""
+SAY_SO = """fetch('/medseg/outcome?series=' + encodeURIComponent(naturalizedReport.SeriesInstanceUID))
+        .then(answer => answer.ok ? answer.json() : {remarks: ['/medseg/ tells what became of it']})
+        .catch(() => ({remarks: ['/medseg/ tells what became of it']}))
+        .then(({state, remarks}) => servicesManager.services.uiNotificationService.show({
+          title: state === 'label' ? 'Saved' : 'Stored, but not the finished label of the case',
+          message: remarks.join('; ') || (state === 'label' ? 'The finished label of the case now' : state),
+          type: state === 'label' ? (remarks.length ? 'warning' : 'success') : 'error',
+          duration: remarks.length ? 15000 : 5000,
+        }));"""
+"""In this mode the panel's export reaches the command that stores without the archive to store in; and it tells nothing
+of what became of the segmentation."""
 SEND = "await dataSource.store.dicom(naturalizedReport);"
 SIGN = f"Object.assign(naturalizedReport, {{ContentCreatorName: {WHO}, SpecificCharacterSet: 'ISO_IR 192'}});"
 """The viewer writes UTF-8, and does not say so."""

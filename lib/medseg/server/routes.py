@@ -84,6 +84,13 @@ def _add_reading_routes(router: APIRouter, app: Any) -> None:
             for v in _local(app).label_history(image, tag)
         ]
 
+    @router.get("/outcome", dependencies=[user], summary="What became of a DICOM SEG that a viewer stored")
+    def outcome(series: str) -> dict[str, Any]:
+        if not hasattr(app.datastore(), "outcome"):
+            raise NotFoundError("this study is no DICOMweb archive; segmentations are stored in those")
+        told: dict[str, Any] = app.datastore().outcome(series)
+        return told
+
     @router.get("/uncertainty", dependencies=[user], summary="Uncertainty map of the last prediction that asked for it")
     def uncertainty(model: str, image: str) -> FileResponse:
         path: Path = app.known(app._infers, model, "model").uncertainty_file(image)
@@ -124,7 +131,10 @@ def state(app: Any) -> dict[str, Any]:
             {"image": lease.image, "client": lease.client, "why": lease.why} for lease in app.study.leases.active()
         ],
         "saved": app.datastore().last_saved(SHOWN) if hasattr(app.datastore(), "last_saved") else [],
-        "problems": app.datastore().status().get("problems", []),
+        "problems": [
+            *app.datastore().status().get("problems", []),
+            *(f"image {image} could not be scored: {why}" for image, why in app.study.failures().items()),
+        ],
     }
 
 

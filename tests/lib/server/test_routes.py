@@ -183,3 +183,4 @@ def test_history_of_a_label(client: TestClient, trained: MedsegApp, tmp_path: Pa
     restored = client.post("/medseg/restore", json={"image": "organ_000", "version": 1})
     assert restored.json()["restored_from"] == 1
     assert client.get("/medseg/history?image=../x").status_code == 400
+    assert "no DICOMweb archive" in client.get("/medseg/outcome?series=1.2").json()["detail"]

@@ -12,7 +12,7 @@ from dicomweb_client.web import DICOMwebClient
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from medseg.errors import ConflictError
+from medseg.errors import ConflictError, NotFoundError
 from medseg.server.dicom.archive import Archive, SeriesEntry
 from medseg.server.dicom.datastore import DicomWebDatastore
 from medseg.server.dicom.orthanc import Orthanc
@@ -83,6 +83,31 @@ class TestOverAnArchive:
         assert info["voxels"] == {"organ": int((phantom.mask == 1).sum()), "vessel": int((phantom.mask == 2).sum())}
         mask = read_mask(Path(store.get_label_uri(phantom.series, "final")))
         np.testing.assert_array_equal(mask[0].numpy(), phantom.mask)
+
+    def test_the_viewer_learns_what_became_of_what_it_stored(
+        self, client: TestClient, store: DicomWebDatastore, phantoms: list[DicomPhantom]
+    ) -> None:
+        viewer = DICOMwebClient("http://viewer/proxy/dicom", session=_Session(client))
+        grid, header = store.source(phantoms[0].series)
+        empty, broken = (
+            segmentation(mask, {"organ": 1, "vessel": 2}, grid, header)
+            for mask in (0 * phantoms[0].mask, phantoms[0].mask)
+        )
+        for frame in broken.PerFrameFunctionalGroupsSequence:
+            del frame.PlanePositionSequence
+        told = []
+        for ds in (empty, broken):
+            viewer.store_instances([ds])
+            told.append(store.outcome(str(ds.SeriesInstanceUID)))
+
+        assert [(entry["state"], entry["image"]) for entry in told] == [
+            ("label", phantoms[0].series),
+            ("refused", phantoms[0].series),
+        ]
+        assert "the label is empty" in told[0]["remarks"][0]
+        assert "where its frames lie" in told[1]["remarks"][0]
+        with pytest.raises(NotFoundError, match="not looked at yet"):
+            store.outcome("1.2.3")
 
     def test_what_the_archive_has_taken_is_acknowledged_even_if_it_is_away_now(
         self,
