@@ -173,3 +173,37 @@ def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Pa
     page.wait_for_url(f"**/monai-label?StudyInstanceUIDs={following['StudyInstanceUID']}")
 
     assert page.foreign == []  # nothing is fetched from elsewhere
+
+
+def test_a_click_on_the_second_label_paints_this_label(session: Any, page: Any) -> None:
+    phantom = session.phantoms[5]
+    second, value = list(phantom.labels.items())[1]
+    study = requests.get(f"{session.url}/datastore/image/info", params={"image": phantom.series}).json()
+    address = f"{session.url}/ohif/monai-label?StudyInstanceUIDs={study['StudyInstanceUID']}"
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector(".monaiLabelPanel")
+    page.fill("#medsegAnnotator", "Dora Müller")
+    page.click(".monaiLabelPanel .settingsTable button")
+    page.wait_for_selector('label[for="tab-3"]')
+    page.wait_for_function(READY)
+    if page.get_by_role("button", name="Confirm and Hide").count():
+        page.get_by_role("button", name="Confirm and Hide").click()
+
+    page.get_by_text("Point Prompts", exact=True).click()
+    tab = page.locator(".monaiLabelPanel .tab", has_text="Point Prompts")
+    tab.locator("select.selectBox").select_option("supervised_deepgrow")
+    tab.locator("tr.clickable-row", has_text=second).click()
+    page.wait_for_timeout(2000)
+    page.locator("canvas.cornerstone-canvas").first.click(delay=100)
+    page.wait_for_timeout(2000)  # the viewer waits whether a second click makes it a double one
+    with page.expect_response(lambda answer: "/infer/supervised_deepgrow" in answer.url) as grown:
+        tab.get_by_title("Run PointPrompts").click()
+
+    assert grown.value.status == 200
+    sent = grown.value.request.post_data
+    assert f'"label":"{second}"' in sent.replace(" ", "")
+    page.wait_for_function(f"() => {{ const f = {LABELMAP}; return f().values.some(v => v > 0); }}")
+    (clicked,) = json.loads(sent[sent.index("{") : sent.rindex("}") + 1])["foreground"]
+    mask, _ = drawn(page)
+    assert mask[tuple(clicked)] == value
+    assert set(np.unique(mask)) == {0, value}
