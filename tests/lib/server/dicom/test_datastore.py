@@ -454,3 +454,32 @@ def test_segmentations_of_another_program_in_the_archive(archive: Orthanc, data_
     assert int(mask.sum()) == 315
     ds = pydicom.dcmread(data_dir / "dicom" / "dcmqi" / "24x38x3" / "seg" / "label.seg")
     assert int((ds.pixel_array > 0).sum()) == 315
+
+
+def test_real_series_are_fetched_labelled_and_read_again_elsewhere(
+    archive: Orthanc, data_dir: Path, tmp_path: Path
+) -> None:
+    archive.clear()
+    folders = ("ct_small", "mr_hcrop", "highdicom")
+    uploaded = sum(archive.upload(data_dir / "dicom" / name) for name in folders)
+    store = elsewhere(archive, tmp_path)
+    info = {"client_id": "anna", "label_info": [{"name": "bone", "idx": 1}]}
+    saved = {}
+
+    for series in store.list_images():
+        image = read_image(Path(store.get_image_uri(series)))
+        mask = torch.zeros(image.shape, dtype=torch.uint8)
+        mask[(0, *(slice(n // 4, n // 4 + max(n // 4, 1)) for n in image.shape[1:]))] = 1
+        file = write_volume(tmp_path / "mask.nii.gz", MetaTensor(mask, affine=image.affine))
+        store.save_label(series, str(file), "final", info)
+        saved[tuple(image.shape[1:])] = (series, mask)
+    cold = elsewhere(archive, tmp_path)
+
+    assert uploaded == 82
+    assert {(88, 128, 17), (34, 50, 40), (211, 169), (128, 128, 1)} == set(saved)
+    for series, mask in saved.values():
+        read = read_mask(Path(cold.get_label_uri(series, "final")))
+        np.testing.assert_array_equal(read.numpy(), mask.numpy() * cold.labels["bone"])
+        np.testing.assert_allclose(read.affine, read_image(Path(store.get_image_uri(series))).affine, atol=1e-3)
+        assert cold.get_label_info(series, "final")["author"] == "anna"
+    assert cold.status()["problems"] == []
