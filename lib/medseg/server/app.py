@@ -145,21 +145,22 @@ class MedsegApp(MONAILabelApp):
 
     def loop_state(self) -> dict[str, Any]:
         """Where the annotate-retrain loop stands, per method."""
-        labelled, unlabelled = len(self.study.labelled()), len(self.study.unlabelled())
+        labelled, pool = len(self.study.labelled()), set(self.study.unlabelled())
         methods = {}
         for name in self.settings.models:
             task = self._infers[name]
             champion = task.cache.champion()
-            scores = self.study.scores(name).all().values()
+            scores = [s for s in self.study.scores(name).all().values() if s.id in pool]
             methods[name] = {
                 "version": champion.number if champion else None,
                 "quality": champion.metrics.get("quality") if champion else None,
                 "note": champion.note if champion else None,
                 "next_step": None if champion else next_step(self.study, name),
                 "scored": sum(1 for s in scores if champion and s.version == champion.number and s.value is not None),
+                "failed": len(pool & self.study.failures(name).keys()),
             }
         running = [job for job in JOBS if processes(job)]
-        return {"labelled": labelled, "unlabelled": unlabelled, "running": running, "methods": methods}
+        return {"labelled": labelled, "unlabelled": len(pool), "running": running, "methods": methods}
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Predict an image of the datastore (by its id) or a file the server received (by its path)."""

@@ -59,7 +59,7 @@ class MedsegStrategy(Strategy):
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Choose and lease an image."""
         client = str(request.get("client_id") or "")
-        lease = self.study.leases.take(self._taught_last(self.ranking()), client, self.name)
+        lease = self.study.leases.take(self.ranking(), client, self.name)
         if lease is None:
             logger.info("%s: no image left for %r", self.name, client)
             return {}
@@ -70,13 +70,19 @@ class MedsegStrategy(Strategy):
             "lease_minutes": self.study.settings.lease_minutes,
         }
 
-    def _taught_last(self, ranked: Sequence[Scored]) -> list[Scored]:
-        """Images whose weak labels teach as much as a mask go last: who enters those would get them again for ever."""
-        methods = [self.method] if self.method else list(self.study.settings.models)
-        return sorted(ranked, key=lambda scored: self.study.is_taught(scored.id, methods))
-
     def ranking(self) -> list[Scored]:
-        """All unlabelled images, best first."""
+        """All unlabelled images, best first.
+
+        Images whose weak labels teach as much as a mask go last, because who enters those would get them again for
+        ever; after them come the images that could not be scored, which most likely nobody can open.
+        """
+        methods = [self.method] if self.method else list(self.study.settings.models)
+        failures = self.study.failures() | (self.study.failures(self.method) if self.method else {})
+        ranked = [replace(s, value=None, why=failures[s.id]) if s.id in failures else s for s in self._order()]
+        return sorted(ranked, key=lambda scored: (scored.id in failures, self.study.is_taught(scored.id, methods)))
+
+    def _order(self) -> list[Scored]:
+        """All unlabelled images in the strategy's own order, best first."""
         pool = self.study.unlabelled()
         if self.method is None:
             return self._rank([Candidate(identifier) for identifier in pool], ())
@@ -106,8 +112,7 @@ class StratifiedStrategy(MedsegStrategy):
         super().__init__(study, "stratified", "random, spread over domains or patients", lambda pool, _: [])
         self._seed = seed
 
-    def ranking(self) -> list[Scored]:
-        """All unlabelled images, best first."""
+    def _order(self) -> list[Scored]:
         strata = self.study.strata()
         pool = [Candidate(identifier, stratum=strata.get(identifier, "")) for identifier in self.study.unlabelled()]
         return stratified(pool, [strata.get(identifier, "") for identifier in self.study.labelled()], self._seed)
@@ -127,8 +132,7 @@ class WeakestStrategy(MedsegStrategy):
         super().__init__(study, f"{method}_weakest", description, lambda pool, _: by_score(pool, seed), method)
         self._seed = seed
 
-    def ranking(self) -> list[Scored]:
-        """All unlabelled images, best first."""
+    def _order(self) -> list[Scored]:
         assert self.method is not None
         champion = self.study.registry.champion(self.method)
         version = champion.number if champion else -1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.acquisition.leases import LeaseBook
-from medseg.acquisition.score_store import ScoreStore
+from medseg.acquisition.score_store import ScoreStore, StoredScore
 from medseg.cases import Case, image_suffix, patient_of
 from medseg.domains import TAGS, assign_domains
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
@@ -79,6 +79,26 @@ class Study:
     def scores(self, method: str) -> ScoreStore:
         """Acquisition scores by one method's champion."""
         return self._scores.setdefault(method, ScoreStore(self.folder / "scores" / f"{method}.json"))
+
+    def failures(self, method: str | None = None) -> dict[str, str]:
+        """Image id -> why the served model could not score it; images that changed since are left out.
+
+        Args:
+            method: whose model; None: of every method, without the images that one of them scored.
+        """
+        failed: dict[str, StoredScore] = {}
+        scored: set[str] = set()
+        for name in [method] if method else self.settings.models:
+            champion = self.registry.champion(name)
+            for score in self.scores(name).all().values() if champion else ():
+                if champion and score.version == champion.number:
+                    if score.value is None:
+                        failed.setdefault(score.id, score)
+                    else:
+                        scored.add(score.id)
+        there = sorted((failed.keys() - scored) & set(self.datastore.list_images())) if failed else []
+        stamps = self.stamps(there)
+        return {i: failed[i].error or "scoring failed" for i in there if stamps.get(i) == failed[i].stamp}
 
     def runs(self, method: str) -> Path:
         """Folder of the method's training runs."""

@@ -12,6 +12,8 @@ from medseg.acquisition.score_store import StoredScore
 from medseg.cases import Case
 from medseg.errors import NotFoundError
 from medseg.methods.supervised.method import Supervised
+from medseg.server.routes import state
+from medseg.server.status_page import render_status
 
 
 def sample(app: Any, strategy: str, client: str = "ann") -> dict[str, Any]:
@@ -149,3 +151,42 @@ def test_first_labels_by_embeddings_need_no_segmentation_model(make_app: Any, mo
     assert "unlike the images already chosen" in ranked["k_centre"][0].why
     assert "typical of" in ranked["typicality"][0].why
     assert "typicality" not in make_app()._strategies
+
+
+def test_images_that_could_not_be_scored_come_last_with_the_reason(trained_app: Any, tmp_path: Any) -> None:
+    (tmp_path / "study" / "organ_003.nii.gz").write_text("no image")  # `first` would hand it out first
+    trained_app.scoring({"method": "supervised"})
+
+    for name in ("first", "random", "stratified", "supervised", "supervised_diverse"):
+        best, last = trained_app._strategies[name].ranking()
+        assert (best.id, last.id, last.value) == ("organ_004", "organ_003", None), name
+        assert last.why.startswith("organ_003.nii.gz cannot be read, it seems damaged"), name
+    trained_app.datastore().refresh()
+    shown = state(trained_app)
+    assert (shown["loop"]["methods"]["supervised"]["scored"], shown["loop"]["methods"]["supervised"]["failed"]) == (
+        1,
+        1,
+    )
+    assert shown["problems"][-1].startswith("image organ_003 could not be scored: organ_003.nii.gz cannot be read")
+    assert "1 of 2 unlabelled images scored, 1 failed." in render_status(shown)
+
+    (tmp_path / "study" / "organ_003.nii.gz").write_bytes((tmp_path / "study" / "organ_004.nii.gz").read_bytes())
+    assert trained_app.study.failures() == {}  # it was replaced, and nothing is known of it
+
+
+def test_what_one_method_could_score_is_last_for_the_other_one_only(make_app: Any, monkeypatch: Any) -> None:
+    app = make_app(models="supervised,caml", set="")
+    monkeypatch.setattr(app.study.registry, "champion", lambda method: SimpleNamespace(number=1, metrics={}))
+    stamps = app.study.stamps(["organ_003"])
+    app.study.scores("supervised").update([StoredScore("organ_003", 1, stamps["organ_003"], None, error="no regions")])
+    app.study.scores("caml").update([StoredScore("organ_003", 1, stamps["organ_003"], 0.5, "entropy 0.50")])
+
+    assert app._strategies["supervised"].ranking()[-1].why == "no regions"
+    assert app._strategies["caml"].ranking()[0].why == "entropy 0.50"
+    assert app._strategies["first"].ranking()[0].id == "organ_003"
+
+
+def test_images_labelled_since_are_not_counted_as_scored(trained_app: Any) -> None:
+    store(trained_app, organ_000=0.5, organ_003=0.2)
+
+    assert trained_app.loop_state()["methods"]["supervised"]["scored"] == 1
