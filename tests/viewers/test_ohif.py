@@ -81,11 +81,15 @@ def export(page: Any, name: str, picture: Path | None = None) -> None:
     page.get_by_text("Enter the report name").locator("xpath=following::input[1]").fill(name)
     if picture:
         page.screenshot(path=picture)
-    with page.expect_response(
-        lambda answer: answer.request.method == "POST" and "/proxy/dicom/" in answer.url
-    ) as stored:
+    with (
+        page.expect_response(lambda a: a.request.method == "POST" and "/proxy/dicom/" in a.url) as stored,
+        page.expect_response(lambda answer: "/medseg/outcome" in answer.url) as outcome,
+    ):
         page.get_by_role("button", name="Save", exact=True).click()
     assert stored.value.status == 200
+    told = outcome.value.json()
+    assert told["state"] == "label"
+    page.get_by_text(told["remarks"][0] if told["remarks"] else "The finished label of the case now").first.wait_for()
 
 
 def test_a_session_in_ohif(session: Any, page: Any, pictures: Path, tmp_path: Path, training: Any) -> None:

@@ -104,9 +104,9 @@ SAY_SO = """fetch('/medseg/outcome?series=' + encodeURIComponent(naturalizedRepo
         .then(answer => answer.ok ? answer.json() : {remarks: ['/medseg/ tells what became of it']})
         .catch(() => ({remarks: ['/medseg/ tells what became of it']}))
         .then(({state, remarks}) => servicesManager.services.uiNotificationService.show({
-          title: state === 'label' ? 'Saved' : 'Stored, but not the finished label of the case',
+          title: state === 'label' ? 'Saved' : state ? 'Stored, but not the finished label of the case' : 'Stored',
           message: remarks.join('; ') || (state === 'label' ? 'The finished label of the case now' : state),
-          type: state === 'label' ? (remarks.length ? 'warning' : 'success') : 'error',
+          type: state === 'label' && !remarks.length ? 'success' : state === 'label' || !state ? 'warning' : 'error',
           duration: remarks.length ? 15000 : 5000,
         }));"""
 """In this mode the panel's export reaches the command that stores without the archive to store in; and it tells nothing
