@@ -52,7 +52,7 @@ def test_ambiguous_and_missing_models_are_one_sentence(tmp_path: Path) -> None:
         roll_back(root, "caml", 1, None, "off")
     with pytest.raises(MedsegError, match="9"):
         roll_back(root, "caml", 9, "b", "off")
-    with pytest.raises(NotFoundError, match="there is no model of 'calm' below .*; known: caml"):
+    with pytest.raises(NotFoundError, match=r"there is no model of 'calm' below .*; known: caml"):
         list_models(root, "calm", None)
     with pytest.raises(NotFoundError, match="there is no model of the studies c; known: a, b"):
         list_models(root, None, "c")
