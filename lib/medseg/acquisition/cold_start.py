@@ -44,6 +44,13 @@ def spread(candidates: Sequence[Candidate], covered: Sequence[Sequence[float]] =
     return _ranking(candidates, pool, picks, seed, _told_spread)
 
 
+COLD_START = {
+    "typicality": ("first labels: typical images of groups without a label", typical),
+    "k_centre": ("first labels: images least like those labelled", spread),
+}
+"""Name of each strategy, what a viewer is told of it, and the function."""
+
+
 def _told_spread(pick: Pick) -> str:
     if np.isinf(pick.value):
         return "the most central image"

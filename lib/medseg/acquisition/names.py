@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medseg.acquisition.cold_start import COLD_START
 from medseg.methods import method_class
 from medseg.methods.base import Supervision
 
 ALWAYS = ("random", "stratified", "first")
-COLD_START = ("typicality", "k_centre")
 
 
 def strategy_names(methods: Sequence[str]) -> tuple[str, ...]:

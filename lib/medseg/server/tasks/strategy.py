@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from medseg.acquisition.cold_start import spread, typical
+from medseg.acquisition.cold_start import COLD_START
 from medseg.acquisition.score_store import StoredScore
 from medseg.acquisition.strategies import (
     Candidate,
@@ -28,11 +28,6 @@ from medseg.server.tasks.study import Study
 from medseg.training.registry import Version
 
 logger = logging.getLogger(__name__)
-
-COLD_START = {
-    "typicality": ("first labels: typical images of groups without a label", typical),
-    "k_centre": ("first labels: images least like those labelled", spread),
-}
 
 Rank = Callable[[Sequence[Candidate], Sequence[Sequence[float]]], list[Scored]]
 
