@@ -25,6 +25,7 @@ from medseg.errors import MedsegError
 from medseg.methods import checks
 from medseg.metrics.table import segmentation_metrics
 from medseg.networks.precision import MODES
+from medseg.networks.trunk import Trunk
 from medseg.transforms.io import PICTURES
 from medseg.transforms.labels import read_label
 from medseg.weak import WeakLabels
@@ -361,6 +362,21 @@ class Method(ABC):
         own = {f.name for f in fields(cls.config_class)}
         keys = {"width", "norm"}
         return {key: source[key] for key in sorted(keys)} if keys <= own and keys <= source.keys() else {}
+
+    @classmethod
+    def trunk(cls, channels: int, dimension: int, width: int, norm: str) -> Trunk:
+        """The part of this method's network that self-supervised pretraining can teach, for `init` to start from.
+
+        Args:
+            channels: of the images.
+            dimension: 2 or 3, of the images.
+            width: channels of the finest level.
+            norm: normalisation, where the network has a choice.
+
+        Raises:
+            MedsegError: there is none, or none for such images.
+        """
+        raise MedsegError(f"method {cls.name} has no network of its own to pretrain; trunk = caml is a V-Net")
 
     @classmethod
     def is_labelled(cls, case: Case) -> bool:

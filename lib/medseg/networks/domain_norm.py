@@ -73,6 +73,12 @@ def slot_key(domain: str) -> str:
     return "d_" + re.sub(r"[\W_]", lambda found: "__" if found[0] == "_" else f"_{ord(found[0]):x}_", domain)
 
 
+def without_slot(name: str) -> str:
+    """Name of a tensor as it was before `convert_batch_norm`: `a.slots.d_knee.weight` was `a.weight`."""
+    before, slots, after = name.partition(".slots.")
+    return f"{before}.{after.partition('.')[2]}" if slots else name
+
+
 def convert_batch_norm(network: nn.Module, domains: Sequence[str]) -> nn.Module:
     """Replace every batch norm by a `DomainNorm` whose slots all equal it.
 

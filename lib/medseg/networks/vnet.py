@@ -10,6 +10,8 @@ from monai.networks.layers.factories import Conv, Dropout, Norm
 from torch import nn
 from torch.nn import functional as F
 
+from medseg.networks.trunk import Trunk
+
 DEPTHS = (1, 2, 3, 3, 3)
 """Convolutions per encoder level; the decoder mirrors the first four (CAML card sec. 3)."""
 
@@ -17,7 +19,7 @@ UPSAMPLINGS = ("transposed", "interpolated")
 NORMS = ("batch", "instance", "group")
 
 
-class VNet(nn.Module):
+class VNet(Trunk):
     """Five levels of 3x3x3 convolutions with added skips; 9.449 M parameters in 3D at width 16 with two classes.
 
     Source: Milletari et al., V-Net, 3DV 2016, arXiv 1606.04797, in the reduced form that UA-MT (Yu et al., MICCAI
@@ -55,6 +57,8 @@ class VNet(nn.Module):
         _check(spatial_dims, norm, upsampling)
         channels = [width * 2**level for level in range(len(DEPTHS))]
         self.width = width
+        self.widths = tuple(channels[:-1])
+        self.strides = tuple((2**level,) * spatial_dims for level in range(len(DEPTHS) - 1))
         self.encoder = Encoder(in_channels, channels, _Layers(spatial_dims, norm), residual)
         self.deep_dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
         self.decoder = Decoder(channels, _Layers(spatial_dims, norm), upsampling, residual)
@@ -77,6 +81,10 @@ class VNet(nn.Module):
         *skips, deepest = self.encoder(image)
         embedding = self.decoder([*skips, self.deep_dropout(deepest)])
         return self.head(self.last_dropout(embedding)), embedding
+
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """As `Trunk.maps`: the decoder's four levels, without dropout."""
+        return self.decoder.maps(self.encoder(image))
 
 
 class Encoder(nn.Module):
@@ -118,10 +126,16 @@ class Decoder(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps of the encoder, fine to coarse, to the embedding (B, width, *grid)."""
+        return self.maps(maps)[0]
+
+    def maps(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps of the encoder to those of all decoder levels, both fine to coarse."""
         *skips, x = maps
+        found = []
         for up, level, skip in reversed(list(zip(self.ups, self.levels, skips, strict=True))):
             x = level(_crop_like(up(x), skip) + skip)
-        return x
+            found.append(x)
+        return found[::-1]
 
 
 class Level(nn.Module):

@@ -20,6 +20,7 @@ from torch import nn
 from medseg.errors import NotFoundError, UnusableInputError
 from medseg.files import read_json
 from medseg.methods.base import Method
+from medseg.networks.domain_norm import without_slot
 from medseg.networks.stem import fit_channels
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def match_names(own: Tensors, given: Tensors) -> tuple[dict[str, str], dict[str,
 
     Equal names first. Then parts whose names are equal behind a prefix, largest first: a part counts if at least
     `FEWEST` tensors and `SHARE` of all those below its prefix agree in name and shape. Within a part, a level behind
-    which a block was put (`networks.hooks.insert_after` moves its weights to `name.0`) is found as well.
+    which a block was put (`networks.hooks.insert_after` moves its weights to `name.0`) is found as well,
+    and all domains' slots of a norm start from a norm that has none.
 
     Returns:
         Name in the network -> name in the file, and the parts with their number of tensors.
@@ -162,9 +164,10 @@ def _dotted(parts: list[str]) -> str:
 
 
 def _find(source: str, value: torch.Tensor, given: Tensors) -> str | None:
-    """`source` where the file has it, else without one `0` in it, if that is in the file with the same shape."""
-    if source in given:
-        return source
+    """`source` where the file has it, else without the slot of a domain, or one `0`, if that has the same shape."""
+    for name in (source, without_slot(source)):
+        if name in given:
+            return name
     parts = source.split(".")
     shorter = (".".join(parts[:i] + parts[i + 1 :]) for i, part in enumerate(parts) if part == "0")
     return next((name for name in shorter if name in given and given[name].shape == value.shape), None)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medseg.cases import load_cases
@@ -14,9 +15,10 @@ from medseg.errors import NotFoundError, UnusableInputError
 from medseg.inference.model_folder import save_model
 from medseg.methods import method_class
 from medseg.methods.local_discrimination.network import EmbeddingNet
+from medseg.networks.domain_norm import convert_batch_norm, domain_slots
 from medseg.networks.hooks import insert_after
 from medseg.networks.vnet import VNet
-from medseg.phantoms.study import FLAT, write_dataset
+from medseg.phantoms.study import FLAT, StudyOptions, write_dataset
 from medseg.training.initial import load_initial
 from medseg.training.settings import build_config
 
@@ -53,7 +55,10 @@ def test_matching_layers_are_copied_and_the_others_named(tmp_path: Path) -> None
 
 def test_trunk_of_a_pretrained_network_gives_equal_maps(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    pretrained, net = EmbeddingNet(1, 2, 2, 4, "instance", 8, 4), vnet().eval()
+    pretrained, net = (
+        EmbeddingNet(VNet(1, 2, spatial_dims=2, width=4, norm="instance", dropout=0.0), 8, 4),
+        vnet().eval(),
+    )
     file = save(pretrained, tmp_path / "a.safetensors")
 
     account = load_initial(net, file)
@@ -170,6 +175,53 @@ def test_who_can_start_from_a_pretrained_model_takes_its_shape(
     assert len(encoder) >= 48  # weight and bias of 12 convolutions and of 12 norms
     assert encoder <= set(account.loaded)
     assert all(key.startswith(left_out) for key in account.shape_differs)
+
+
+SIZES = {"dram": (24, 24, 16), "seg4reg": (64, 64), "multidomain": (40, 32, 8)}
+PARTS = {"dram": "backbone.", "seg4reg": "segmenter.", "multidomain": "backbone."}
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_who_has_another_network_starts_from_that_network_pretrained(name: str, tmp_path: Path) -> None:
+    size, kind = SIZES[name], method_class("local_discrimination")
+    options = replace(FLAT, shape=size) if len(size) == 2 else StudyOptions(shape=size)
+    cases = load_cases([write_dataset(tmp_path / "data", 3, options=options)])
+    config = build_config("local_discrimination", "cpu", typed={"width": 12, "trunk": name})
+    save_model(tmp_path / "pre", kind(kind.fit_config(config, cases), {}))
+
+    other = method_class(name)
+    config = other.fit_config(build_config(name, "cpu", typed={"init": str(tmp_path / "pre")}), cases)
+    network = other(config, {"lesion": 1} if name == "dram" else other.fit_labels({"atrium": 1})).network
+    account = load_initial(network, tmp_path / "pre")
+
+    given = load_file(tmp_path / "pre" / "model.safetensors")
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(PARTS[name])}
+    assert set(own) <= {*account.loaded, *account.shape_differs}
+    kernels = [value for key, value in own.items() if key in account.loaded and value.ndim >= 4]
+    known = {value.shape: [] for value in kernels}
+    for value in given.values():
+        known.get(value.shape, []).append(value)
+    assert len(kernels) >= 10
+    assert all(any(torch.equal(value, source) for source in known[value.shape]) for value in kernels)
+
+
+def test_all_slots_of_a_norm_start_from_the_norm_without_slots(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = nn.Sequential(*(nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)) for _ in range(9)))
+    for layer in source:
+        nn.init.normal_(layer[1].weight)
+    file = save(nn.ModuleDict({"trunk": source}), tmp_path / "a.safetensors")
+    net = nn.ModuleDict({"backbone": convert_batch_norm(copy.deepcopy(source), ["knee", "hip"])})
+    for value in net.parameters():
+        nn.init.zeros_(value)
+
+    load_initial(net, file)
+
+    for domain in ("knee", "hip"):
+        assert all(
+            torch.equal(slot.weight, layer[1].weight)
+            for slot, layer in zip(domain_slots(net, domain), source, strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", ["dram", "seg4reg", "multidomain"])

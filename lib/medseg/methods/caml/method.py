@@ -22,6 +22,8 @@ from medseg.methods.caml.network import CAMLNet, add_attention, build_vnets
 from medseg.methods.caml.perturb import copy_paste, shift_intensity
 from medseg.methods.caml.presets import ARM_GROUPS, PRESETS
 from medseg.methods.patches import PatchMethod
+from medseg.networks.trunk import Trunk
+from medseg.networks.vnet import VNet
 
 MAX_SLOTS = 64
 
@@ -57,6 +59,11 @@ class CAML(PatchMethod):
         return fitted.with_overrides({"bank_cases": fitted.bank_cases or min(max(labelled, 1), MAX_SLOTS)})
 
     # -- build -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def trunk(cls, channels: int, dimension: int, width: int, norm: str) -> Trunk:
+        """The V-Net of both branches, which is that of `supervised` with `network=vnet`, too."""
+        return VNet(channels, 2, spatial_dims=dimension, width=width, norm=norm, dropout=0.0)
 
     def build_network(self) -> nn.Module:
         """V and A with different up-samplers, attention in A, heads and bank."""

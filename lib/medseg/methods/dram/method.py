@@ -41,7 +41,7 @@ from medseg.methods.dram.data import (
 )
 from medseg.methods.dram.derive import derive_extents
 from medseg.methods.dram.judge import judge
-from medseg.methods.dram.network import DRAMNet
+from medseg.methods.dram.network import Backbone, DRAMNet
 from medseg.methods.dram.presets import ARM_GROUPS, PRESETS
 from medseg.methods.dram.pseudo import freeze_pseudo_labels
 from medseg.methods.dram.reading import Reading, read_volume, stage_layers
@@ -49,6 +49,7 @@ from medseg.methods.dram.scoring import acquisition_score
 from medseg.methods.dram.steps import Objective
 from medseg.methods.patches import first_readable
 from medseg.networks.crf import WindowedCRF
+from medseg.networks.trunk import Trunk
 from medseg.transforms.grid import to_canonical
 from medseg.weak import WeakLabels
 
@@ -120,6 +121,18 @@ class DRAM(Method):
     def dimension(self) -> int:
         """Volumes only."""
         return 3
+
+    @classmethod
+    def trunk(cls, channels: int, dimension: int, width: int, norm: str) -> Trunk:
+        """The backbone of both stages."""
+        if dimension != 3 or channels != 1:
+            raise MedsegError(f"trunk = dram is for grey volumes, got {dimension}D images with {channels} channels")
+        return Backbone(channels, 2, width)
+
+    @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The width of a backbone that was pretrained."""
+        return {"width": source["width"]} if source.get("trunk") == cls.name else super().adopt(source)
 
     def build_network(self) -> nn.Module:
         """Backbone, attention, CRF and final network, as far as the config wants them."""

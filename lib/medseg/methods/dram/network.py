@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from medseg.methods.dram.candidates import SoftCandidates
 from medseg.networks.crf import WindowedCRF
 from medseg.networks.local_attention import LocalAttention
+from medseg.networks.trunk import Trunk, pad_to_multiple, without_padding
 
 FACTORS = (8, 8, 4)
 """How much the backbone halves along x, y and z: chest CT slices are mostly thicker than its pixels are wide."""
@@ -25,7 +26,7 @@ GUIDE = 8
 """Channels to which each feature map of the guidance is reduced (dRAM card sec. 4)."""
 
 
-class Backbone(nn.Module):
+class Backbone(Trunk):
     """A 3D U-Net of four levels that keeps the slices apart in its finer half.
 
     Blocks are MONAI's (those of DynUNet). The two finer levels convolve in the plane only and the first halving leaves
@@ -57,6 +58,12 @@ class Backbone(nn.Module):
         ) if decoder else None  # fmt: skip
         self.head = nn.Conv3d(sizes[0], outputs, 1) if decoder else None
         self.sizes = sizes
+        self.widths = tuple(sizes[:-1])
+        self.strides = ((1, 1, 1), (2, 2, 1), (4, 4, 2))
+
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """As `Trunk.maps`: the decoder's three levels."""
+        return without_padding(self.decoded(self.encode(pad_to_factors(image))), image.shape[2:], self.strides)
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps (B, width * 2**level, ...) of a grid that `FACTORS` divides, finest first."""
@@ -67,11 +74,16 @@ class Backbone(nn.Module):
 
     def decode(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """The finest decoder map (B, width, *grid)."""
+        return self.decoded(maps)[0]
+
+    def decoded(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """All decoder maps, finest first."""
         assert self.up is not None
-        x = maps[-1]
+        x, found = maps[-1], []
         for block, skip in zip(reversed(list(self.up)), reversed(maps[:-1]), strict=True):
             x = block(x, skip)
-        return x
+            found.append(x)
+        return found[::-1]
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Maps (B, outputs, *grid) and encoder features, on any grid: padded and cut again."""
@@ -197,10 +209,7 @@ def _with_candidates(
 
 def pad_to_factors(image: torch.Tensor) -> torch.Tensor:
     """Pad the far ends with the border's values so that the backbone can halve the grid."""
-    missing = [-n % f for n, f in zip(image.shape[2:], FACTORS, strict=True)]
-    if not any(missing):
-        return image
-    return F.pad(image, [side for m in reversed(missing) for side in (0, m)], mode="replicate")
+    return pad_to_multiple(image, FACTORS)
 
 
 def cut(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
+from medseg.methods import method_class
 from medseg.methods.base import (
     Batch,
     Measurement,
@@ -51,7 +53,7 @@ TEMPLATES = 8  # ours: images with landmarks that are kept; matching time grows 
 
 
 class LocalDiscrimination(PatchMethod):
-    """A V-Net learns, without labels, a unit vector for every voxel and a soft map of K regions.
+    """A network learns, without labels, a unit vector for every voxel and a soft map of K regions.
 
     The same place in two views must match (patch discrimination), a mixed image must have mixed vectors, and region k
     of every image must resemble region k of the others (region discrimination). Other methods start from its trunk
@@ -113,13 +115,17 @@ class LocalDiscrimination(PatchMethod):
         config = self.config
         self.pretraining = Pretraining(config)
         self.shapes: list[torch.Tensor] = []
-        network = EmbeddingNet(
-            config.channels, 2, config.dimension, config.width, config.norm, config.embedding, config.regions
-        )
+        trunk = method_class(config.trunk).trunk(config.channels, config.dimension, config.width, config.norm)
+        network = EmbeddingNet(trunk, config.embedding, config.regions)
         if self.has_landmarks:
             network.bank = landmarks.build_bank(config)
-        self.lengths = lengths_before_norms(network.trunk)
+        self.lengths = lengths_before_norms(trunk, partial(trunk.maps, self._any_image()))
         return network
+
+    def _any_image(self) -> torch.Tensor:
+        """A small picture of noise."""
+        shape = (1, self.config.channels, *(32,) * self.config.dimension)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         """Every image, labelled or not."""
@@ -204,7 +210,9 @@ class LocalDiscrimination(PatchMethod):
 
     def conclude(self, training: TrainingSet) -> None:
         """Give weights back their first lengths, for those who start from them; keep the templates' windows."""
-        restore_lengths(self.network.trunk, self.lengths)
+        trunk = self.network.trunk
+        image = self._any_image().to(self.network.prototypes.device)
+        restore_lengths(trunk, self.lengths, partial(trunk.maps, image))
         if self.has_landmarks:
             landmarks.fill_bank(self, training)
 
@@ -293,7 +301,8 @@ class LocalDiscrimination(PatchMethod):
     def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
         """The embedding: its three principal components in this image."""
         image = loaded["image"].as_tensor()[None].to(self.network.prototypes.device)
-        (colours,) = embedding_colours([self.network.dense(self.network.maps(image))[0][0]])
+        vectors = nn.functional.interpolate(self.network.dense(self.network.maps(image))[0], image.shape[2:])
+        (colours,) = embedding_colours([vectors[0]])
         return {f"embedding {number}": plane for number, plane in enumerate(colours, start=1)}
 
     @torch.no_grad()

@@ -8,58 +8,48 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from medseg.networks.trunk import Trunk
 from medseg.networks.vnet import VNet
 
 HIDDEN = 64  # ours: twice the embedding of the card
 
 
 class EmbeddingNet(nn.Module):
-    """V-Net trunk, embedding head and region head; its trunk is what `supervised` with `network=vnet` starts from.
+    """A trunk, embedding head and region head; the trunk is the network of the method that will start from it.
 
-    Encoder and decoder train whole: the heads read the maps of all four decoder levels at a place (a hypercolumn), not
+    Encoder and decoder train whole: the heads read the maps of all decoder levels at a place (a hypercolumn), not
     only the last one, whose few channels cannot tell places apart. The heads work point by point, so that the patch
     loss needs the vectors of its points alone and never a full-size embedding map.
 
     Source: local discrimination card sec. 4.
-    Deviation: a V-Net, the class of the network that is fine-tuned, with instance norm, instead of a quartered VGG-16;
-    pointwise heads on all decoder levels; softmax over regions instead of a sigmoid divided by its sum.
+    Deviation: the class of the network that is fine-tuned (by default a V-Net with instance norm) instead of a
+    quartered VGG-16; pointwise heads on all decoder levels; softmax over regions instead of a sigmoid divided by its
+    sum.
 
     Args:
-        channels: image channels.
-        classes: outputs of the trunk's own head, background included (used by the shape-guided segmentation).
-        dimension: 2 or 3.
-        width: channels of the first level.
-        norm: see `VNet`.
+        trunk: whose decoder maps are read.
         embedding: D, length of the unit vectors.
         regions: K.
     """
 
-    def __init__(
-        self, channels: int, classes: int, dimension: int, width: int, norm: str, embedding: int, regions: int
-    ) -> None:
+    def __init__(self, trunk: Trunk, embedding: int, regions: int) -> None:
         super().__init__()
-        self.trunk = VNet(channels, classes, spatial_dims=dimension, width=width, norm=norm, dropout=0.0)
-        self.widths = tuple(width * 2**level for level in range(4))
-        self.mix = nn.Linear(sum(self.widths), HIDDEN)
+        self.trunk = trunk
+        self.mix = nn.Linear(sum(trunk.widths), HIDDEN)
         self.embed = nn.Sequential(nn.LayerNorm(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, embedding))
         self.assign = nn.Sequential(nn.LayerNorm(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, regions))
         self.register_buffer("prototypes", torch.zeros(regions, embedding))
         self.prototypes: torch.Tensor
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of the trunk's head: (B, C, *grid) -> (B, classes, *grid)."""
+        """Logits of a V-Net trunk's own head: (B, C, *grid) -> (B, classes, *grid)."""
+        assert isinstance(self.trunk, VNet)
         logits: torch.Tensor = self.trunk.head(self.maps(image)[0])
         return logits
 
     def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Decoder maps, fine to coarse, level i at 1 / 2**i of the grid (rounded up)."""
-        *skips, x = self.trunk.encoder(image)
-        decoder, found = self.trunk.decoder, []
-        for up, level, skip in reversed(list(zip(decoder.ups, decoder.levels, skips, strict=True))):
-            raised = up(x)[(slice(None), slice(None), *(slice(n) for n in skip.shape[2:]))]
-            x = level(raised + skip)
-            found.append(x)
-        return found[::-1]
+        """The trunk's decoder maps, fine to coarse, see `Trunk.maps`."""
+        return self.trunk.maps(image)
 
     def vectors_at(self, maps: Sequence[torch.Tensor], points: torch.Tensor) -> torch.Tensor:
         """Unit vectors at points.
@@ -71,7 +61,8 @@ class EmbeddingNet(nn.Module):
         Returns:
             (B, M, D) float32.
         """
-        column = torch.cat([read_at(level, points, 2**index) for index, level in enumerate(maps)], dim=-1)
+        strides = self.trunk.strides
+        column = torch.cat([read_at(level, points, s) for level, s in zip(maps, strides, strict=True)], dim=-1)
         return F.normalize(self.embed(self.mix(column)).float(), dim=-1)
 
     def dense(self, maps: Sequence[torch.Tensor], level: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,27 +78,28 @@ class EmbeddingNet(nn.Module):
 
     def _hidden(self, maps: Sequence[torch.Tensor], level: int) -> torch.Tensor:
         """The mixed hypercolumn (B, *grid, HIDDEN). Mixing before interpolation is the same and takes less memory."""
-        grid = maps[level].shape[2:]
+        grid, strides = maps[level].shape[2:], self.trunk.strides
+        weights = self.mix.weight.split(self.trunk.widths, dim=1)
         total: torch.Tensor | None = None
-        for index, (part, weight) in enumerate(zip(maps, self.mix.weight.split(self.widths, dim=1), strict=True)):
+        for part, weight, stride in zip(maps, weights, strides, strict=True):
             share = torch.einsum("bc...,hc->bh...", part, weight.to(part.dtype))
-            moved = share if index == level else _to_level(share, index - level, grid)
+            moved = _to_level(share, stride, strides[level], grid)
             total = moved if total is None else total + moved
         assert total is not None
         return total.movedim(1, -1) + self.mix.bias
 
 
-def read_at(tensor: torch.Tensor, points: torch.Tensor, stride: int = 1) -> torch.Tensor:
+def read_at(tensor: torch.Tensor, points: torch.Tensor, stride: Sequence[int] | int = 1) -> torch.Tensor:
     """Linear interpolation at points, the border's value outside.
 
     Args:
-        tensor: (B, C, *grid), each voxel covering `stride` voxels of the points' grid along every axis.
+        tensor: (B, C, *grid), each voxel covering `stride` voxels of the points' grid, along every or along each axis.
         points: (B, M, axes).
 
     Returns:
         (B, M, C).
     """
-    sizes = torch.tensor(tensor.shape[2:], device=points.device, dtype=points.dtype) * stride
+    sizes = points.new_tensor(tensor.shape[2:]) * points.new_tensor(stride)
     places = (2 * (points + 0.5) / sizes - 1).flip(-1)  # grid_sample wants the last axis first
     shape = (places.shape[0], places.shape[1], *(1,) * (places.shape[2] - 1), places.shape[2])
     found = F.grid_sample(
@@ -116,13 +108,16 @@ def read_at(tensor: torch.Tensor, points: torch.Tensor, stride: int = 1) -> torc
     return found.flatten(2).transpose(1, 2)
 
 
-def _to_level(share: torch.Tensor, steps: int, grid: Sequence[int]) -> torch.Tensor:
-    """Move a map `steps` levels finer (positive) or coarser (negative), onto `grid`."""
+def _to_level(share: torch.Tensor, stride: Sequence[int], target: Sequence[int], grid: Sequence[int]) -> torch.Tensor:
+    """Move a map from one stride to a finer or coarser one, onto `grid`."""
     axes = share.ndim - 2
-    if steps > 0:
+    if tuple(stride) == tuple(target):
+        return share
+    if stride[0] > target[0]:
         mode = "trilinear" if axes == 3 else "bilinear"
-        moved = F.interpolate(share, scale_factor=2**steps, mode=mode, align_corners=False)
+        factors = [float(s // t) for s, t in zip(stride, target, strict=True)]
+        moved = F.interpolate(share, scale_factor=factors, mode=mode, align_corners=False)
     else:
         pool = F.avg_pool3d if axes == 3 else F.avg_pool2d
-        moved = pool(share, 2**-steps, ceil_mode=True)
+        moved = pool(share, [t // s for s, t in zip(stride, target, strict=True)], ceil_mode=True)
     return moved[(slice(None), slice(None), *(slice(n) for n in grid))]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import BasicUNet
 from torch import nn
 
 from medseg.cases import Case
@@ -48,7 +49,7 @@ from medseg.methods.multidomain.images import (
     prepare,
     with_names,
 )
-from medseg.methods.multidomain.network import POOLED, MultiDomainNet, build_backbone
+from medseg.methods.multidomain.network import POOLED, MultiDomainNet, SliceTrunk, build_backbone
 from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
 from medseg.methods.multidomain.recognise import doubts, find_domain
@@ -56,6 +57,7 @@ from medseg.methods.multidomain.registry import build_registry
 from medseg.methods.multidomain.terms import Regularisers
 from medseg.methods.multidomain.views import draw_view, whole_views
 from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy
+from medseg.networks.trunk import SlicewiseTrunk, Trunk
 from medseg.transforms.grid import resize, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
@@ -105,6 +107,19 @@ class MultiDomain(PatchMethod):
         return prepare_config(fitted, build_registry(fitted, cases))
 
     # -- build -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def trunk(cls, channels: int, dimension: int, width: int, norm: str) -> Trunk:
+        """The U-Net of slices, without norms of domains: every slot starts from the one that was learnt."""
+        backbone, *_ = build_backbone(MultiDomainConfig(width=width, channels=channels, dimension=2))
+        assert isinstance(backbone, BasicUNet)
+        flat = SliceTrunk(backbone, width)
+        return SlicewiseTrunk(flat) if dimension == 3 else flat
+
+    @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Network and width of a U-Net that was pretrained."""
+        return {"network": "unet", "width": source["width"]} if source.get("trunk") == cls.name else {}
 
     def build_network(self) -> nn.Module:
         """The backbone with its taps and the norms of each domain; heads, prior, classifier."""

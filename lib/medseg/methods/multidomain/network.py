@@ -15,6 +15,7 @@ from medseg.methods.multidomain.classifier import DomainClassifier
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.networks.domain_norm import convert_batch_norm, domain_view, slot_key
 from medseg.networks.shape_autoencoder import ShapeAutoencoder
+from medseg.networks.trunk import Trunk, pad_to_multiple, without_padding
 
 POOLED = "pooled"
 """Name of the one head of a network without domain-specific layers."""
@@ -108,6 +109,32 @@ def build_backbone(config: MultiDomainConfig) -> tuple[nn.Module, int, dict[str,
         network = BasicUNet(axes, channels, 2, features=sizes, norm=("batch", {}), act=("leakyrelu", {"inplace": True}))
     network.final_conv = nn.Identity()
     return network, width, {"down_2": (sizes[2],), "down_3": (sizes[3],), "down_4": (sizes[4],)}
+
+
+class SliceTrunk(Trunk):
+    """The U-Net of `build_backbone` as self-supervised pretraining reads it.
+
+    Args:
+        backbone: of `network=unet` in 2D.
+        width: its channels at the finest level.
+    """
+
+    def __init__(self, backbone: BasicUNet, width: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.widths = (width, width, 2 * width, 4 * width)
+        self.strides = ((1, 1), (2, 2), (4, 4), (8, 8))
+
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """As `Trunk.maps`."""
+        net = self.backbone
+        skips = [net.conv_0(pad_to_multiple(image, (16, 16)))]
+        for down in (net.down_1, net.down_2, net.down_3, net.down_4):
+            skips.append(down(skips[-1]))
+        found = [skips.pop()]
+        for up in (net.upcat_4, net.upcat_3, net.upcat_2, net.upcat_1):
+            found.append(up(found[-1], skips.pop()))
+        return without_padding(found[:0:-1], image.shape[2:], self.strides)
 
 
 def _encoder_sizes(network: FlexibleUNet, channels: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medseg.errors import NotFoundError, UnusableInputError
+from medseg.networks.domain_norm import without_slot
 from medseg.networks.stem import fit_channels
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def load_pretrained(network: nn.Module, path: str | Path) -> int:
         NotFoundError: no such file.
         UnusableInputError: damaged, or nothing fits.
     """
-    given = {_plain(name): value for name, value in reversed(list(_read(Path(path)).items()))}
+    given = {without_slot(name): value for name, value in reversed(list(_read(Path(path)).items()))}
     ends: dict[str, torch.Tensor] = {}
     for name, value in given.items():
         parts = name.split(".")
@@ -68,15 +69,9 @@ def _copy(value: torch.Tensor, found: Sequence[torch.Tensor]) -> bool:
 
 def _names(name: str) -> list[str]:
     """What a tensor of the network may be called in a file."""
-    plain = _plain(name)
+    plain = without_slot(name)
     bare = plain.removeprefix("encoder.")
     return [plain, bare, BLOCK.sub(r"\1\2", bare)]
-
-
-def _plain(name: str) -> str:
-    """A tensor's name without the slot of a domain."""
-    before, slots, after = name.partition(".slots.")
-    return f"{before}.{after.partition('.')[2]}" if slots else name
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

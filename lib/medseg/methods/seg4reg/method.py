@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from medseg.methods.seg4reg.pictures import agreement_blocks, spine_figure
 from medseg.methods.seg4reg.presets import ARM_GROUPS, PRESETS
 from medseg.methods.seg4reg.regressor import UNIT, Regression, as_picture
 from medseg.methods.seg4reg.report import complete_prediction, path_measurements
+from medseg.methods.seg4reg.segmenter import Segmenter, growing_widths
 from medseg.methods.seg4reg.targets import (
     VERTEBRA,
     VERTEBRAE,
@@ -52,6 +53,7 @@ from medseg.methods.seg4reg.targets import (
 )
 from medseg.metrics.cobb import tilts
 from medseg.metrics.quads import quads_of_mask
+from medseg.networks.trunk import Trunk
 from medseg.reports.page import Block
 from medseg.transforms.grid import spacing_of
 from medseg.transforms.io import read_image
@@ -111,6 +113,18 @@ class Seg4Reg(Method):
         return self.axes
 
     # -- training --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def trunk(cls, channels: int, dimension: int, width: int, norm: str) -> Trunk:
+        """S."""
+        if dimension != 2:
+            raise MedsegError(f"trunk = seg4reg is for radiographs, got {dimension}D images; trunk = caml is for both")
+        return Segmenter(growing_widths(width))
+
+    @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The channels of an S that was pretrained."""
+        return {"s_widths": growing_widths(source["width"])} if source.get("trunk") == cls.name else {}
 
     def build_network(self) -> nn.Module:
         """S and R."""

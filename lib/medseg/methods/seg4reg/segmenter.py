@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from medseg.methods.seg4reg.picture import CHANNELS
+from medseg.networks.trunk import Trunk, pad_to_multiple, without_padding
 
 CLASSES = 3
 GATED = (2, 3)
 """Levels of the encoder that are gated: 8 and 16 pixels per cell at the default stem; a map of R has 16."""
 
 
-class Segmenter(nn.Module):
+class Segmenter(Trunk):
     """A U-Net whose first layer gathers stem x stem pixels into channels, and whose last one spreads them again.
 
     Source: 2D U-Net family, Seg4Reg card sec. 2.3.
@@ -33,6 +34,8 @@ class Segmenter(nn.Module):
         inputs = [CHANNELS * stem**2, *widths[:-1]]
         self.encoder = nn.ModuleList(_block(i, o) for i, o in zip(inputs, widths, strict=True))
         self.decoder = nn.ModuleList(_block(fine + coarse, fine) for fine, coarse in itertools.pairwise(widths))
+        self.widths = tuple(widths[:-1])
+        self.strides = tuple((stem * 2**level,) * 2 for level in range(len(widths) - 1))
         self.output = nn.Conv2d(widths[0], CLASSES * stem**2, 1)
 
     def forward(self, image: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,6 +45,16 @@ class Segmenter(nn.Module):
             image: to segment.
             gate: (B, 1, h, w) in [0, 1]; features f of the gated levels become f (1 + gate). None: as they are.
         """
+        return F.pixel_shuffle(self.output(self._decoded(image, gate)[0]), self.stem)
+
+    def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """As `Trunk.maps`; an image (B, 1, x, y) that is no pair of global and local contrast stands for both."""
+        both = image if image.shape[1] == CHANNELS else image.mean(1, keepdim=True).expand(-1, CHANNELS, -1, -1)
+        padded = pad_to_multiple(both, (2 * self.strides[-1][0],) * 2)
+        return without_padding(self._decoded(padded, None), image.shape[2:], self.strides)
+
+    def _decoded(self, image: torch.Tensor, gate: torch.Tensor | None) -> list[torch.Tensor]:
+        """The decoder's maps, fine to coarse."""
         x = F.pixel_unshuffle(image, self.stem)
         skips = []
         for level, block in enumerate(self.encoder):
@@ -49,10 +62,17 @@ class Segmenter(nn.Module):
             if gate is not None and level in GATED:
                 x = x * (1 + F.interpolate(gate, x.shape[2:], mode="bilinear", align_corners=False)).to(x.dtype)
             skips.append(x)
+        found = []
         for level in reversed(range(len(self.decoder))):
             up = F.interpolate(x, skips[level].shape[2:], mode="nearest")
             x = self.decoder[level](torch.cat([skips[level], up], dim=1))
-        return F.pixel_shuffle(self.output(x), self.stem)
+            found.append(x)
+        return found[::-1]
+
+
+def growing_widths(width: int) -> tuple[int, ...]:
+    """Channels of the five levels: the finest, and as many more at each level (the default has 32)."""
+    return tuple(width * level for level in range(1, 6))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medseg.errors import MedsegError
+from medseg.methods import method_class
 from medseg.methods.local_discrimination.network import EmbeddingNet, read_at
 
 
 def build(axes: int = 2, channels: int = 1) -> EmbeddingNet:
     torch.manual_seed(0)
-    return EmbeddingNet(channels, 2, axes, 4, "instance", 8, 5).eval()
+    trunk = method_class("caml").trunk(channels, axes, 4, "instance")
+    return EmbeddingNet(trunk, 8, 5).eval()
 
 
 @pytest.mark.parametrize("grid", [(33, 48), (32, 32), (17, 24, 16)])
@@ -54,6 +57,61 @@ def test_reading_a_coarse_map_uses_the_middles_of_its_voxels() -> None:
 
 
 def test_trunk_is_as_large_as_stated() -> None:
-    trunk = sum(p.numel() for p in EmbeddingNet(1, 2, 2, 8, "instance", 16, 16).trunk.parameters())
+    trunk = method_class("caml").trunk(1, 2, 8, "instance")
 
-    assert trunk == 819_970
+    assert sum(p.numel() for p in trunk.parameters()) == 819_970
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("caml", (33, 48)),
+        ("caml", (33, 24, 17)),
+        ("dram", (33, 24, 17)),
+        ("seg4reg", (70, 96)),
+        ("multidomain", (33, 48)),
+        ("multidomain", (33, 24, 5)),
+    ],
+)
+def test_every_trunk_tells_widths_and_strides_of_its_maps(name: str, grid: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = EmbeddingNet(method_class(name).trunk(1, len(grid), 4, "instance"), 8, 5).eval()
+
+    maps = net.maps(torch.randn(2, 1, *grid))
+    vectors, regions = net.dense(maps, 1)
+
+    expected = [
+        (2, width, *(-(-n // s) for n, s in zip(grid, stride, strict=True)))
+        for width, stride in zip(net.trunk.widths, net.trunk.strides, strict=True)
+    ]
+    assert [tuple(level.shape) for level in maps] == expected
+    assert vectors.shape == (2, 8, *expected[1][2:])
+    assert torch.allclose(regions.sum(dim=1), torch.ones(2, *expected[1][2:]), atol=1e-5)
+    assert net.vectors_at(maps, torch.rand(2, 6, len(grid)) * 16).shape == (2, 6, 8)
+
+
+def test_a_slicewise_trunk_sees_one_slice_at_a_time() -> None:
+    torch.manual_seed(0)
+    trunk = method_class("multidomain").trunk(1, 3, 4, "batch").eval()
+    image = torch.randn(1, 1, 32, 32, 3)
+    changed = image.clone()
+    changed[..., 1] += torch.randn(32, 32)
+
+    before, after = trunk.maps(image)[0], trunk.maps(changed)[0]
+
+    assert torch.equal(before[..., 0], after[..., 0])
+    assert torch.equal(before[..., 2], after[..., 2])
+    assert not torch.allclose(before[..., 1], after[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "axes", "message"),
+    [
+        ("supervised", 1, 2, "no network of its own to pretrain; trunk = caml is a V-Net"),
+        ("dram", 1, 2, "trunk = dram is for grey volumes, got 2D images with 1 channels"),
+        ("seg4reg", 1, 3, "trunk = seg4reg is for radiographs, got 3D images"),
+    ],
+)
+def test_a_trunk_for_other_images_is_refused(name: str, channels: int, axes: int, message: str) -> None:
+    with pytest.raises(MedsegError, match=message):
+        method_class(name).trunk(channels, axes, 4, "batch")
