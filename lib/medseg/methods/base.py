@@ -379,6 +379,18 @@ class Method(ABC):
         raise MedsegError(f"method {cls.name} has no network of its own to pretrain; trunk = caml is a V-Net")
 
     @classmethod
+    def trunk_image(cls, image: MetaTensor) -> MetaTensor:
+        """An image (C, *grid) as `trunk` takes it, with the intensities that the network will see. Default: as it is.
+
+        Args:
+            image: on the working grid.
+
+        Returns:
+            (C', *grid) float32 on the same grid.
+        """
+        return image
+
+    @classmethod
     def is_labelled(cls, case: Case) -> bool:
         """Whether a case holds what `evaluate` compares with. Default: a mask."""
         return case.label is not None
@@ -441,6 +453,13 @@ class Method(ABC):
         Neither a run that resumes nor a model that is loaded asks for it: what it reads may be gone by then.
         """
         return
+
+    def inherit(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The tensors of the file in `init` as this network would call and shape them. Default: as they are.
+
+        For layers that are told by something else than name and shape, for example a row for each label.
+        """
+        return tensors
 
     @abstractmethod
     def streams(self, cases: Sequence[Case]) -> list[Stream]:

@@ -107,6 +107,11 @@ class PatchMethod(Method):
             )
         return config.with_overrides({"dimension": dimension, "channels": channels, "scale": scale, "patch": patch})
 
+    @classmethod
+    def trunk_image(cls, image: MetaTensor) -> MetaTensor:
+        """z-scored, as `load` does."""
+        return normalise(image)
+
     @property
     def dimension(self) -> int:
         """Spatial axes."""

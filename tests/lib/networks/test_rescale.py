@@ -11,7 +11,7 @@ from medseg.networks.vnet import VNet
 @pytest.mark.parametrize(("name", "axes", "pairs"), [("dram", 3, 14), ("seg4reg", 2, 18), ("multidomain", 3, 18)])
 def test_convolutions_before_norms_are_found_in_every_trunk(name: str, axes: int, pairs: int) -> None:
     trunk = method_class(name).trunk(1, axes, 4, "batch")
-    image = torch.randn(1, 1, *(32,) * axes)
+    image = torch.randn(1, 2 if name == "seg4reg" else 1, *(32,) * axes)
     lengths = lengths_before_norms(trunk, lambda: trunk.maps(image))
     before = trunk.eval().maps(image)
     for key, parameter in trunk.named_parameters():

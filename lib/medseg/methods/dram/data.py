@@ -99,6 +99,12 @@ def guess_window(image: MetaTensor) -> tuple[float, float]:
     return EIGHT_BIT if high <= 255 else (low, high if high > low else low + 1)
 
 
+def windowed(image: MetaTensor, window: tuple[float, ...] | None = None) -> MetaTensor:
+    """Intensities in [0, 1] from the lower to the upper end of a window; None: see `guess_window`."""
+    low, high = window or guess_window(image)
+    return MetaTensor(((image.as_tensor().float() - low) / (high - low)).clamp(0, 1), affine=image.affine)
+
+
 def rule_of(config: DRAMConfig) -> ExtentRule:
     """The configured reading of extents."""
     return ExtentRule(parse_table(config.score_table), config.tolerance)
@@ -143,7 +149,7 @@ def load_case(case: Case, config: DRAMConfig, labels: Mapping[str, int]) -> Samp
         _refuse_labels(case, config)
     extents = read_extents(case, facts, config)
     size = working_size(image, config)
-    tensors = {"image": _averaged(_windowed(image, config), size)}
+    tensors = {"image": _averaged(windowed(image, config.window), size)}
     if facts.regions is not None:
         tensors["regions"] = resize(facts.regions, size, mode="label")
     if facts.lesion is not None and config.masks == "voxels":
@@ -239,11 +245,6 @@ def draw_sample(loaded: Sample, config: DRAMConfig, generator: torch.Generator) 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
-def _windowed(image: MetaTensor, config: DRAMConfig) -> MetaTensor:
-    low, high = config.window or guess_window(image)
-    return MetaTensor(((image.as_tensor().float() - low) / (high - low)).clamp(0, 1), affine=image.affine)
 
 
 def _averaged(image: MetaTensor, size: tuple[int, ...]) -> MetaTensor:

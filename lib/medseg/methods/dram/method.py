@@ -38,6 +38,7 @@ from medseg.methods.dram.data import (
     load_case,
     lung_label,
     says_extents,
+    windowed,
 )
 from medseg.methods.dram.derive import derive_extents
 from medseg.methods.dram.judge import judge
@@ -128,6 +129,11 @@ class DRAM(Method):
         if dimension != 3 or channels != 1:
             raise MedsegError(f"trunk = dram is for grey volumes, got {dimension}D images with {channels} channels")
         return Backbone(channels, 2, width)
+
+    @classmethod
+    def trunk_image(cls, image: MetaTensor) -> MetaTensor:
+        """In the default window: of HU, of 8 bits, or of the image's own range."""
+        return windowed(image)
 
     @classmethod
     def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 
-def vary_appearance(view: torch.Tensor, strength: float, rng: torch.Generator) -> torch.Tensor:
+def vary_appearance(view: torch.Tensor, strength: float, rng: torch.Generator, colour: bool) -> torch.Tensor:
     """Change intensities and keep places.
 
     Ours, in place of the colour jitter of the card sec. 6, so that it serves grey images, volumes and colour alike.
@@ -15,11 +15,11 @@ def vary_appearance(view: torch.Tensor, strength: float, rng: torch.Generator) -
         view: (C, *patch); what is added is measured by its own spread.
         strength: 0 changes nothing, 1 is the default.
         rng: source of all randomness.
+        colour: the channels are colours, which may shift against each other or turn grey.
     """
     if strength <= 0:
         return view
     axes = view.ndim - 1
-    colour = view.shape[0] > 1
     spread = view.std().clamp(1e-3, 1.0)  # vessels inside a field of view differ by little of the image's own spread
     shared, own = _spread(rng, 1), _spread(rng, view.shape[0]) * (0.5 if colour else 0.0)
     contrast = torch.exp(0.35 * strength * (shared + own)).reshape(-1, *(1,) * axes)

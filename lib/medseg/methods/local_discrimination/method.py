@@ -22,6 +22,7 @@ from medseg.methods import method_class
 from medseg.methods.base import (
     Batch,
     Measurement,
+    Method,
     MethodConfig,
     Prediction,
     Sample,
@@ -42,7 +43,7 @@ from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
 from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
 from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
 from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
-from medseg.methods.patches import PatchMethod, normalise, normalised_entropy, random_crop
+from medseg.methods.patches import PatchMethod, normalised_entropy, random_crop
 from medseg.networks.rescale import lengths_before_norms, restore_lengths
 from medseg.transforms.grid import resize, to_canonical
 from medseg.transforms.io import read_image
@@ -115,17 +116,23 @@ class LocalDiscrimination(PatchMethod):
         config = self.config
         self.pretraining = Pretraining(config)
         self.shapes: list[torch.Tensor] = []
-        trunk = method_class(config.trunk).trunk(config.channels, config.dimension, config.width, config.norm)
+        trunk = self.target.trunk(config.channels, config.dimension, config.width, config.norm)
         network = EmbeddingNet(trunk, config.embedding, config.regions)
         if self.has_landmarks:
             network.bank = landmarks.build_bank(config)
         self.lengths = lengths_before_norms(trunk, partial(trunk.maps, self._any_image()))
         return network
 
+    @property
+    def target(self) -> type[Method]:
+        """The method whose network is pretrained."""
+        return method_class(self.config.trunk)
+
     def _any_image(self) -> torch.Tensor:
-        """A small picture of noise."""
-        shape = (1, self.config.channels, *(32,) * self.config.dimension)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        """A small picture of noise, as the trunk takes it."""
+        axes = self.config.dimension
+        noise = torch.randn((self.config.channels, *(32,) * axes), generator=torch.Generator().manual_seed(0))
+        return self.target.trunk_image(MetaTensor(noise, affine=torch.eye(axes + 1))).as_tensor()[None]
 
     def streams(self, cases: Sequence[Case]) -> list[Stream]:
         """Every image, labelled or not."""
@@ -146,15 +153,17 @@ class LocalDiscrimination(PatchMethod):
     def load(self, case: Case) -> Sample:
         """Read an image onto the network's grid; its mask is not looked at.
 
-        Grey images among colour ones (or the reverse) are converted. Returns `image` (C, *grid) float32, `inside`
-        (*grid) bool, the part that is not empty background, and `landmarks`, name -> voxel.
+        Grey images among colour ones (or the reverse) are converted. Returns `image` (C, *grid) float32 with the
+        intensities that the trunk's method will show it, `inside` (*grid) bool, the part that is not empty background,
+        and `landmarks`, name -> voxel.
         """
         original = convert_channels(read_image(case.image), self.config.channels)
         self._check_image(case, original)
         canonical = to_canonical(original)
         image = resize(canonical, self._working_size(canonical))
         places = voxels_of(case, original, image)
-        return {"image": normalise(image), "inside": body(image), "landmarks": places, "case": _number(case.id)}
+        seen = self.target.trunk_image(image)
+        return {"image": seen, "inside": body(image), "landmarks": places, "case": _number(case.id)}
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -165,7 +174,8 @@ class LocalDiscrimination(PatchMethod):
         start = places[int(torch.randint(len(places), (1,), generator=generator))].float()
         views = draw_views(image.shape[1:], start, config.views, generator)
         at, (points_a, points_b), valid = draw_points(views, inside, config.points, config.near, generator)
-        view_a, view_b = (vary_appearance(v.render(image), config.appearance, generator) for v in views)
+        colour = image.shape[0] == config.channels > 1  # else several channels are looks of one grey picture
+        view_a, view_b = (vary_appearance(v.render(image), config.appearance, generator, colour) for v in views)
         pixels = lattice(config.patch, config.points)
         other, shown = partners(views, pixels, image.shape[1:])
         low, high = MIX_SHARE

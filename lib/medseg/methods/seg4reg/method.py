@@ -122,6 +122,11 @@ class Seg4Reg(Method):
         return Segmenter(growing_widths(width))
 
     @classmethod
+    def trunk_image(cls, image: MetaTensor) -> MetaTensor:
+        """Both contrasts of its grey values, as `load` makes them."""
+        return contrast_channels(MetaTensor(image.as_tensor().float().mean(dim=0, keepdim=True), affine=image.affine))
+
+    @classmethod
     def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
         """The channels of an S that was pretrained."""
         return {"s_widths": growing_widths(source["width"])} if source.get("trunk") == cls.name else {}

@@ -48,9 +48,8 @@ class Segmenter(Trunk):
         return F.pixel_shuffle(self.output(self._decoded(image, gate)[0]), self.stem)
 
     def maps(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """As `Trunk.maps`; an image (B, 1, x, y) that is no pair of global and local contrast stands for both."""
-        both = image if image.shape[1] == CHANNELS else image.mean(1, keepdim=True).expand(-1, CHANNELS, -1, -1)
-        padded = pad_to_multiple(both, (2 * self.strides[-1][0],) * 2)
+        """As `Trunk.maps`, of both contrasts (B, 2, x, y)."""
+        padded = pad_to_multiple(image, (2 * self.strides[-1][0],) * 2)
         return without_padding(self._decoded(padded, None), image.shape[2:], self.strides)
 
     def _decoded(self, image: torch.Tensor, gate: torch.Tensor | None) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from medseg.errors import MedsegError
 from medseg.methods import method_class
@@ -75,9 +76,10 @@ def test_trunk_is_as_large_as_stated() -> None:
 )
 def test_every_trunk_tells_widths_and_strides_of_its_maps(name: str, grid: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    net = EmbeddingNet(method_class(name).trunk(1, len(grid), 4, "instance"), 8, 5).eval()
+    kind, image = method_class(name), MetaTensor(torch.randn(1, *grid), affine=torch.eye(len(grid) + 1))
+    net = EmbeddingNet(kind.trunk(1, len(grid), 4, "instance"), 8, 5).eval()
 
-    maps = net.maps(torch.randn(2, 1, *grid))
+    maps = net.maps(torch.stack([kind.trunk_image(image).as_tensor()] * 2))
     vectors, regions = net.dense(maps, 1)
 
     expected = [

@@ -92,10 +92,10 @@ def test_appearance_changes_values_and_keeps_places(channels: int) -> None:
     view = torch.zeros(channels, 48, 48)
     view[:, 20:28, 20:28] = 3.0
 
-    changed = vary_appearance(view, 1.0, torch.Generator().manual_seed(1))
+    changed = vary_appearance(view, 1.0, torch.Generator().manual_seed(1), colour=channels == 3)
 
     edges = changed.mean(dim=0).diff(dim=0)[:, 22:26].mean(dim=1)
     assert not torch.allclose(changed, view, atol=0.1)
     assert abs(int(edges.argmax()) - 19) <= 1
     assert abs(int(edges.argmin()) - 27) <= 1
-    assert torch.equal(vary_appearance(view, 0.0, torch.Generator()), view)
+    assert torch.equal(vary_appearance(view, 0.0, torch.Generator(), colour=False), view)

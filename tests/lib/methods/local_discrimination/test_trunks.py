@@ -1,0 +1,82 @@
+"""What holds for the network of every method that can be pretrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medseg.cases import Case
+from medseg.methods import method_class
+from medseg.methods.local_discrimination.method import LocalDiscrimination
+from medseg.phantoms.chest import make_chest
+from medseg.phantoms.organs import make_organ
+from medseg.phantoms.study import write_grid
+from medseg.training.settings import build_config
+
+SMALL = {"width": 4, "embedding": 8, "regions": 4, "points": 32, "scale": 1.0, "amp": "off"}
+
+
+def build(trunk: str, cases: list[Case], **settings: Any) -> LocalDiscrimination:
+    torch.manual_seed(0)
+    config = build_config("local_discrimination", "cpu", typed={**SMALL, "trunk": trunk, **settings})
+    return LocalDiscrimination(LocalDiscrimination.fit_config(config, cases), {})
+
+
+def volume(folder: Path, name: str = "a", number: int = 0) -> Case:
+    """A chest in HU, with its regions."""
+    chest = make_chest(number, (32, 32, 12))
+    image, regions = (
+        write_grid(folder / f"{name}_{key}.nii.gz", value, chest.affine)
+        for key, value in (("image", chest.image), ("regions", chest.regions))
+    )
+    return Case(name, image, regions=regions)
+
+
+def picture(folder: Path, name: str = "a", number: int = 0) -> Case:
+    """A picture of as many rows as the grid of `seg4reg` has at a quarter of its size."""
+    organ = make_organ(number, (64, 128), 1, (1.0, 1.0), 0.0)
+    return Case(name, write_grid(folder / f"{name}.png", organ.image, organ.affine))
+
+
+@pytest.mark.parametrize(
+    ("trunk", "draw", "settings"),
+    [
+        ("caml", picture, {}),
+        ("caml", volume, {}),
+        ("seg4reg", picture, {"grid": (64, 128)}),
+        ("dram", volume, {"scale": 1.0, "margin": 100}),
+    ],
+)
+def test_a_network_is_pretrained_on_what_it_will_see(
+    trunk: str, draw: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    case = draw(tmp_path)
+    kind = method_class(trunk)
+    other = kind(kind.fit_config(kind.config_class.from_dict(settings), [case]), {"lesion": 1})
+
+    seen = build(trunk, [case]).load(case)
+
+    expected = other.load(case)["image"].as_tensor()
+    assert torch.allclose(seen["image"].as_tensor(), expected, atol=1e-6)
+    assert seen["inside"].shape == expected.shape[1:]
+    assert float(expected.std()) > 0.05
+
+
+def test_colours_become_the_contrasts_of_their_grey_values_and_do_not_shift_against_each_other(tmp_path: Path) -> None:
+    grey = make_organ(0, (64, 128), 1, (1.0, 1.0), 0.0)
+    colours = np.stack([0.5 * grey.image, grey.image, grey.image], axis=-1)
+    Image.fromarray(np.rint(colours).astype(np.uint8).transpose(1, 0, 2)).save(tmp_path / "a.png")
+    case = Case("a", tmp_path / "a.png")
+    method = build("seg4reg", [case], zoom=(1.0, 1.0), patch=(64, 128), appearance=1.0)
+
+    loaded = method.load(case)
+    drawn = [method.sample(loaded, "images", torch.Generator().manual_seed(seed)) for seed in range(40)]
+
+    assert method.config.channels == 3
+    assert loaded["image"].shape == (2, 64, 128)
+    assert all(not torch.equal(one["view_a"][0], one["view_a"][1]) for one in drawn)  # no view turned grey
