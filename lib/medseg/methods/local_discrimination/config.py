@@ -13,6 +13,8 @@ from medseg.networks.vnet import NORMS
 
 POLARITIES = ("dark", "bright", "any")
 MATCHINGS = ("window", "pooled")
+V_NET = "caml"
+"""The trunk whose network is that of `supervised` with `network=vnet`, too; only it finds landmarks and shapes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class LocalDiscriminationConfig(PatchConfig):
     learning_rate: float = 1e-3  # card sec. 6: Adam
     lr_schedule: str = "cosine"  # ours: the card halves every 10 of 100 epochs; this ends at 0 at any budget
     image_batch: int = 4  # card sec. 5: B
-    trunk: str = "caml"  # method whose network is pretrained; `supervised` with network=vnet has that of caml
+    trunk: str = V_NET  # method whose network is pretrained; `supervised` with network=vnet has that of caml
     norm: str = "instance"  # card sec. 4: cameras and sequences differ within a batch
     width: int = 16  # as `supervised`, which starts from this trunk
     embedding: int = 32  # card sec. 4: D
@@ -87,7 +89,7 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
             if not 0 <= getattr(self, key) <= 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")
-        if self.trunk != "caml" and (self.shapes or self.templates):
+        if self.trunk != V_NET and (self.shapes or self.templates or self.landmarks):
             raise MedsegError(
                 f"trunk = {self.trunk} is pretrained for others; shapes and landmarks need trunk = caml, the V-Net"
             )

@@ -34,7 +34,7 @@ from medseg.methods.base import (
 )
 from medseg.methods.local_discrimination import landmarks
 from medseg.methods.local_discrimination.appearance import vary_appearance
-from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
+from medseg.methods.local_discrimination.config import V_NET, LocalDiscriminationConfig
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.network import EmbeddingNet
 from medseg.methods.local_discrimination.pictures import embedding_colours, landmark_figure
@@ -85,6 +85,9 @@ class LocalDiscrimination(PatchMethod):
         fitted = super().fit_config(config, cases)
         assert isinstance(fitted, LocalDiscriminationConfig)
         marked = [case for case in cases if landmarks.is_marked(case)]
+        if marked and fitted.trunk != V_NET:
+            log.info("landmarks of %d images are not looked at: trunk = %s finds none", len(marked), fitted.trunk)
+            marked = []
         if not fitted.templates and len(marked) > TEMPLATES:
             rest = ", ".join(case.id for case in marked[TEMPLATES:])
             log.warning("the first %d images with landmarks are templates; no templates: %s", TEMPLATES, rest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import torch
 from PIL import Image
 
 from medseg.cases import Case
+from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.phantoms.chest import make_chest
 from medseg.phantoms.organs import make_organ
 from medseg.phantoms.study import write_grid
 from medseg.training.settings import build_config
+from medseg.weak import WeakLabels
 
 SMALL = {"width": 4, "embedding": 8, "regions": 4, "points": 32, "scale": 1.0, "amp": "off"}
 
@@ -80,3 +84,24 @@ def test_colours_become_the_contrasts_of_their_grey_values_and_do_not_shift_agai
     assert method.config.channels == 3
     assert loaded["image"].shape == (2, 64, 128)
     assert all(not torch.equal(one["view_a"][0], one["view_a"][1]) for one in drawn)  # no view turned grey
+
+
+def test_marked_images_pretrain_another_network_and_landmarks_that_were_asked_for_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = [replace(picture(tmp_path, name), weak=WeakLabels(landmarks={"tip": (20.0, 30.0)})) for name in "ab"]
+
+    with caplog.at_level(logging.INFO):
+        method = build("seg4reg", cases)
+
+    assert (method.config.landmarks, method.config.templates, method.has_landmarks) == ((), 0, False)
+    assert "landmarks of 2 images are not looked at: trunk = seg4reg finds none" in caplog.text
+    assert [case.id for case in method.streams(cases)[0].cases] == ["a", "b"]
+    network = method.network.eval()
+    values = method.evaluate(method.predict(method.load(cases[0])), cases[0], None)
+    assert 0 <= values["retrieval"] <= 1
+    assert method.qualities({"a": values}) == {"a": values["retrieval"]}
+    assert not any(name.startswith("bank.") for name in network.state_dict())
+    for typed in ({"templates": 1}, {"landmarks": "tip"}, {"shapes": "x"}):
+        with pytest.raises(MedsegError, match="shapes and landmarks need trunk = caml"):
+            build("seg4reg", cases, **typed)
