@@ -354,11 +354,14 @@ class Method(ABC):
     def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the model in `init` that shape the network, taken where nobody set them.
 
-        Default: `width` and `norm`, where both methods have both.
+        Default: `width` and `norm`, where both methods have both; nothing of a model that pretrained another method's
+        network (`trunk`) than the V-Net.
 
         Args:
             source: the other model's settings, of this method or of another one.
         """
+        if source.get("trunk", "caml") != "caml":
+            return {}
         own = {f.name for f in fields(cls.config_class)}
         keys = {"width", "norm"}
         return {key: source[key] for key in sorted(keys)} if keys <= own and keys <= source.keys() else {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -98,6 +98,12 @@ class LocalDiscrimination(PatchMethod):
         if fitted.dimension == 2 and not fitted.pixel_mm:
             values["pixel_mm"] = pixel_size(cases)
         return fitted.with_overrides(values)
+
+    @classmethod
+    def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Trunk and heads of another model of this method; of other methods width and norm."""
+        shape = ("trunk", "width", "norm", "embedding", "regions")
+        return {key: source[key] for key in shape} if "trunk" in source else super().adopt(source)
 
     @classmethod
     def is_labelled(cls, case: Case) -> bool:

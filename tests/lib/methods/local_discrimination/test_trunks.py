@@ -14,11 +14,13 @@ from PIL import Image
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
-from medseg.methods import method_class
+from medseg.inference.model_folder import save_model
+from medseg.methods import METHODS, method_class
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.phantoms.chest import make_chest
 from medseg.phantoms.organs import make_organ
 from medseg.phantoms.study import write_grid
+from medseg.training.initial import load_initial
 from medseg.training.settings import build_config
 from medseg.weak import WeakLabels
 
@@ -105,3 +107,36 @@ def test_marked_images_pretrain_another_network_and_landmarks_that_were_asked_fo
     for typed in ({"templates": 1}, {"landmarks": "tip"}, {"shapes": "x"}):
         with pytest.raises(MedsegError, match="shapes and landmarks need trunk = caml"):
             build("seg4reg", cases, **typed)
+
+
+@pytest.mark.parametrize("trunk", ["caml", "dram", "seg4reg", "multidomain"])
+def test_only_those_whose_network_was_pretrained_take_its_shape(trunk: str) -> None:
+    config = {"trunk": trunk, "width": 12, "norm": "instance", "embedding": 8, "regions": 5}
+    source = build_config("local_discrimination", "cpu", typed=config).to_dict()
+
+    taken = {name: method_class(name).adopt(source) for name in METHODS}
+
+    takers = {
+        "caml": {
+            "caml": {"width": 12, "norm": "instance"},
+            "supervised": {"width": 12, "norm": "instance", "network": "vnet"},
+        },
+        "dram": {"dram": {"width": 12}},
+        "seg4reg": {"seg4reg": {"s_widths": (12, 24, 36, 48, 60)}},
+        "multidomain": {"multidomain": {"network": "unet", "width": 12}},
+    }
+    assert taken == {**{name: {} for name in METHODS}, **takers[trunk], "local_discrimination": config}
+
+
+@pytest.mark.parametrize("trunk", ["dram", "multidomain"])
+def test_pretraining_goes_on_with_the_same_network(trunk: str, tmp_path: Path) -> None:
+    cases = [volume(tmp_path)]
+    save_model(tmp_path / "pre", build(trunk, cases, regions=6))
+
+    typed = {"init": str(tmp_path / "pre"), "patch": "16,16,8"}
+    config = LocalDiscrimination.fit_config(build_config("local_discrimination", "cpu", typed=typed), cases)
+    network = LocalDiscrimination(config, {}).network
+    account = load_initial(network, tmp_path / "pre")
+
+    assert config.trunk == trunk
+    assert set(account.loaded) == set(network.state_dict())
