@@ -27,6 +27,9 @@ WAY_OUT = (
     "x0 and y0 or landmark_NAME_x and landmark_NAME_y (pixels), patient, case or domain; rename the file if it is none"
 )
 
+_NUMBERED_FILE = re.compile(r"^(.*?)\d*\.(?:jpe?g|png|bmp|tiff?|dcm|nii|nii\.gz)$", re.IGNORECASE)
+"""A file name in the patient's column: the pictures of one series, `anna_1.jpg` and `anna_2.jpg`, are one patient."""
+
 _POINT = re.compile(r"(?P<axis>[xyz])(?P<number>\d+)|landmark_(?P<name>.+)_(?P<named_axis>[xyz])", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
 
@@ -206,6 +209,8 @@ def _point_columns(where: str, names: list[str], found: dict[str, int]) -> list[
 def _row(where: str, cells: list[str], columns: _Columns) -> TableRow:
     about = (columns.patient, columns.domain, columns.source, columns.by)
     patient, domain, source, by = (cells[index] if index is not None else "" for index in about)
+    if series := _NUMBERED_FILE.match(patient):
+        patient = series[1] or patient
     row = TableRow(where, patient, domain or None, source=source, by=by)
     for (kind, name), index in columns.values.items():
         if cells[index]:

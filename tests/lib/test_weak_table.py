@@ -66,6 +66,13 @@ def test_image_column_wins_over_a_column_of_running_numbers(tmp_path: Path) -> N
     assert list(read(tmp_path, "id,image,angle_1\n1,c.png,2\n")) == ["c"]
 
 
+def test_file_names_as_patients_are_one_series(tmp_path: Path) -> None:
+    rows = read(tmp_path, "image,case\na,anna-coronal1.jpg\nb,anna-coronal17.JPG\n")
+
+    assert (rows["a"].patient, rows["b"].patient) == ("anna-coronal", "anna-coronal")
+    assert read(tmp_path, "image,case\na,12\nb,3.png\n")["b"].patient == "3.png"
+
+
 def test_patient_column_wins_over_case(tmp_path: Path) -> None:
     assert read(tmp_path, "image,case,patient\na,1,P7\n")["a"].patient == "P7"
 

@@ -55,13 +55,13 @@ def keep_inside(
     Args:
         placement: as drawn.
         points: (N, 2) pixels of the picture that must stay on the grid; None: nobody knows where the vertebrae are, and
-            the picture is neither enlarged nor moved over the border.
+            the whole picture stays on it.
         shape: (x, y) of the picture.
         size: (x, y) of the grid.
     """
     room = torch.tensor(size, dtype=torch.float32) - 1
     if points is None:
-        zoom = min(placement.zoom, 1.0)
+        zoom = min(placement.zoom, 1.0, *(n / m for n, m in zip(size, shape, strict=True)))
         reach = ((room + 1 - zoom * torch.tensor(shape)) / 2).clamp_min(0).tolist()
         x, y = (min(max(move, -far), far) for move, far in zip(placement.shift, reach, strict=True))
         return replace(placement, zoom=zoom, shift=(x, y))
@@ -83,6 +83,16 @@ def move_points(
     cos, sin = (f(math.radians(placement.turn)) * placement.zoom for f in (math.cos, math.sin))
     centre = (torch.tensor(size) - 1) / 2 + torch.tensor(placement.shift)
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1) + centre
+
+
+def back_matrix(shape: Sequence[int], size: tuple[int, int], placement: Placement) -> torch.Tensor:
+    """(2, 3) matrix from pixels of the grid to those of the picture, the inverse of `move_points`."""
+    cos, sin = (f(math.radians(placement.turn)) / placement.zoom for f in (math.cos, math.sin))
+    turn = torch.tensor([[cos, sin], [-sin, cos]])
+    if placement.mirror:
+        turn[0] = -turn[0]
+    centre = (torch.tensor(size) - 1) / 2 + torch.tensor(placement.shift)
+    return torch.cat([turn, ((torch.tensor(shape) - 1) / 2 - turn @ centre)[:, None]], dim=1)
 
 
 def place(tensor: torch.Tensor, size: tuple[int, int], placement: Placement, mode: str = "bilinear") -> torch.Tensor:

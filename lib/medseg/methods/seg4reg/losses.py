@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,10 +11,11 @@ from medseg.losses.angles import angle_loss
 from medseg.losses.ramp import ramp_up
 from medseg.losses.segmentation import SegmentationLoss
 from medseg.methods.seg4reg.config import Seg4RegConfig
-from medseg.methods.seg4reg.geometry import Limits, measure_mask
-from medseg.methods.seg4reg.network import Seg4RegNetwork
+from medseg.methods.seg4reg.geometry import Limits, measure_quads
+from medseg.methods.seg4reg.network import IMAGE, MASK, SOFT, Seg4RegNetwork
 from medseg.methods.seg4reg.regressor import UNIT, Regression, as_picture
 from medseg.methods.seg4reg.targets import GAP, VERTEBRA
+from medseg.metrics.quads import quads_of_mask
 
 Terms = dict[str, torch.Tensor]
 
@@ -31,6 +32,8 @@ class Examples:
         has_angles: (B, 3).
         tilts: (B, 17) in units of 90 degrees.
         has_tilts: (B,).
+        back: (B, 2, 3) from pixels of the grid to those of the picture before it was moved.
+        rows: (B,) height of that picture.
     """
 
     image: torch.Tensor
@@ -40,6 +43,8 @@ class Examples:
     has_angles: torch.Tensor
     tilts: torch.Tensor
     has_tilts: torch.Tensor
+    back: torch.Tensor
+    rows: torch.Tensor
 
 
 def all_terms(network: Seg4RegNetwork, config: Seg4RegConfig, batch: Examples, iteration: int) -> Terms:
@@ -57,32 +62,35 @@ def all_terms(network: Seg4RegNetwork, config: Seg4RegConfig, batch: Examples, i
         if regression is not None:
             weight = triangle_weight(config, iteration)
             prob = torch.softmax(logits, dim=1)[:, VERTEBRA : VERTEBRA + 1]
-            soft = network.regress(as_picture(prob if weight > 0 else prob.detach()))
+            soft = network.regress(as_picture(prob if weight > 0 else prob.detach()), SOFT)
             terms["angles_soft"] = config.angle_weight * angle_loss(
                 soft.angles, batch.angles, batch.has_angles, config.l1_weight
             )
             if config.triangle:
-                terms["triangle"] = weight * triangle_loss(config, regression, soft, prob, iteration)
+                terms["triangle"] = weight * triangle_loss(config, regression, soft, prob, batch, iteration)
     return terms
 
 
 def _regress_known(network: Seg4RegNetwork, config: Seg4RegConfig, batch: Examples, terms: Terms) -> Regression:
     """R on the images, and on the true masks where S is there; adds their terms."""
-    count = len(batch.image)
-    masked = torch.nonzero(batch.has_mask > 0)[:, 0] if config.segment else batch.has_mask.new_zeros(0).long()
-    masks = as_picture((batch.label[masked] == VERTEBRA).to(batch.image.dtype))
-    both = network.regress(torch.cat([batch.image, masks]))
-    x, m = _part(both, slice(0, count)), _part(both, slice(count, None))
     weight, l1 = config.angle_weight, config.l1_weight
+    x = network.regress(batch.image, IMAGE)
     terms["angles_image"] = weight * angle_loss(x.angles, batch.angles, batch.has_angles, l1)
     terms["tilts"] = config.tilt_weight * tilt_loss(x.tilts, batch.tilts, batch.has_tilts)
-    if config.segment:
+    if not config.segment:
+        return x
+    masked = torch.nonzero(batch.has_mask > 0)[:, 0]
+    nothing = x.maps.sum() * 0
+    terms["angles_mask"] = nothing
+    if config.attention:
+        terms["attention"] = nothing
+    if len(masked):
+        m = network.regress(as_picture((batch.label[masked] == VERTEBRA).to(batch.image.dtype)), MASK)
         terms["angles_mask"] = weight * angle_loss(m.angles, batch.angles[masked], batch.has_angles[masked], l1)
         tilts = tilt_loss(m.tilts, batch.tilts[masked], batch.has_tilts[masked])
         terms["tilts"] = terms["tilts"] + config.tilt_weight * tilts
         if config.attention:
-            found = attention_loss(x.maps[masked], m.maps) if len(masked) else x.maps.sum() * 0
-            terms["attention"] = config.attention_weight * found
+            terms["attention"] = config.attention_weight * attention_loss(x.maps[masked], m.maps)
     return x
 
 
@@ -110,7 +118,7 @@ def triangle_weight(config: Seg4RegConfig, iteration: int) -> float:
 
 
 def triangle_loss(
-    config: Seg4RegConfig, image: Regression, soft: Regression, prob: torch.Tensor, iteration: int
+    config: Seg4RegConfig, image: Regression, soft: Regression, prob: torch.Tensor, batch: Examples, iteration: int
 ) -> torch.Tensor:
     """Distances between R(x), R(S(x)) and the geometry of S(x), all as in `angle_loss`.
 
@@ -124,24 +132,35 @@ def triangle_loss(
     loss = angle_loss(image.angles, soft.angles, every, config.l1_weight)
     size = len(prob)
     chosen = [(iteration * config.geometry_cases + k) % size for k in range(min(config.geometry_cases, size))]
-    target, known = measured_angles(
-        prob[chosen], Limits(config.lowest_count, config.highest_count), config.refine_quads
-    )
+    limits = Limits(config.lowest_count, config.highest_count)
+    target, known = measured_angles(prob[chosen], batch.back[chosen], batch.rows[chosen], limits, config.refine_quads)
     for path in (image, soft):
         loss = loss + angle_loss(path.angles[chosen], target, known, config.l1_weight)
     return loss / 3
 
 
-def measured_angles(prob: torch.Tensor, limits: Limits, refine: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Angles (B, 3) in units of 90 degrees of soft masks (B, 1, x, y), and whether they are known (B, 3)."""
+def measured_angles(
+    prob: torch.Tensor, back: torch.Tensor, rows: torch.Tensor, limits: Limits, refine: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles (B, 3) in units of 90 degrees of soft masks (B, 1, x, y), and whether they are known (B, 3).
+
+    Vertebrae are measured where they lay before the picture was moved: the angle rule asks in which half of the picture
+    a curve is (Seg4Reg card sec. 5: the original height).
+
+    Args:
+        prob: probability of a vertebra.
+        back: see `Examples`.
+        rows: likewise.
+        limits: believed counts.
+        refine: see `quads_of_mask`.
+    """
     masks = (prob.detach()[:, 0] > 0.5).cpu().numpy()
     target, known = torch.zeros(len(masks), 3), torch.zeros(len(masks), 3)
     for row, mask in enumerate(masks):
-        found = measure_mask(mask, (1.0, 1.0), limits, refine)
+        quads = quads_of_mask(mask, refine)
+        matrix = back[row].double().cpu().numpy()
+        before = replace(quads, corners=quads.corners @ matrix[:, :2].T + matrix[:, 2])
+        found = measure_quads(before, (1.0, 1.0), float(rows[row]), limits)
         if found.trusted and found.cobb is not None:
             target[row], known[row] = torch.tensor(found.cobb.angles) / UNIT, 1.0
     return target.to(prob.device), known.to(prob.device)
-
-
-def _part(regression: Regression, rows: slice) -> Regression:
-    return Regression(regression.angles[rows], regression.raw[rows], regression.maps[rows], regression.tilts[rows])

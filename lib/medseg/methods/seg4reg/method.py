@@ -27,14 +27,22 @@ from medseg.methods.base import (
     TrainingSet,
 )
 from medseg.methods.patches import normalised_entropy
-from medseg.methods.seg4reg.augment import Placement, change_contrast, draw_placement, keep_inside, moved_tilts, place
+from medseg.methods.seg4reg.augment import (
+    Placement,
+    back_matrix,
+    change_contrast,
+    draw_placement,
+    keep_inside,
+    moved_tilts,
+    place,
+)
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.disagreement import score_paths
 from medseg.methods.seg4reg.fusion import Paths
 from medseg.methods.seg4reg.geometry import Limits, measure_mask, measure_quads
 from medseg.methods.seg4reg.judge import judge, true_mask
 from medseg.methods.seg4reg.losses import Examples, all_terms
-from medseg.methods.seg4reg.network import Seg4RegNetwork
+from medseg.methods.seg4reg.network import IMAGE, SOFT, Seg4RegNetwork
 from medseg.methods.seg4reg.picture import centred, contrast_channels, working_copy
 from medseg.methods.seg4reg.pictures import agreement_blocks, spine_figure
 from medseg.methods.seg4reg.presets import ARM_GROUPS, PRESETS
@@ -210,8 +218,10 @@ class Seg4Reg(Method):
         image = place(loaded["image"].as_tensor(), size, placement)
         if self.config.augment:
             image = change_contrast(image, generator)
+        back = back_matrix(loaded["image"].shape[1:], size, placement)
+        picture = {"image": image, "back": back, "rows": torch.tensor(float(loaded["image"].shape[2]))}
         if stream == "unlabelled":
-            return {"image": image}
+            return picture
         label = torch.zeros(1, *size, dtype=torch.uint8)
         if "label" in loaded:
             label = place(loaded["label"].as_tensor(), size, placement, mode="nearest").round().to(torch.uint8)
@@ -219,7 +229,7 @@ class Seg4Reg(Method):
         found = "tilts" in loaded
         tilted = moved_tilts(loaded["tilts"], placement) / UNIT if found else torch.zeros(VERTEBRAE)
         return {
-            "image": image,
+            **picture,
             "label": label,
             "has_mask": torch.tensor(float("label" in loaded)),
             "angles": torch.nan_to_num(angles),
@@ -291,16 +301,16 @@ class Seg4Reg(Method):
         image = image.flip(1) if mirror else image
         middle = self._middle(image) if image.shape[1] > size[0] and self.network.segmenter is not None else None
         window, start = centred(image, size, middle)
-        regression = self.network.regress(window[None]) if self.network.regressor is not None else None
+        regression = self.network.regress(window[None], IMAGE) if self.network.regressor is not None else None
         image_angles = _degrees(self.network, regression)
         if self.network.segmenter is None:
             return None, image_angles, None
         prob = torch.softmax(self.network.segment(window[None], regression), dim=1)[:, VERTEBRA : VERTEBRA + 1]
         if self.config.flip and not mirror:
             turned = window[None].flip(2)
-            again = self.network.segment(turned, self.network.regress(turned) if regression is not None else None)
+            again = self.network.segment(turned, self.network.regress(turned, IMAGE) if regression else None)
             prob = (prob + torch.softmax(again, dim=1)[:, VERTEBRA : VERTEBRA + 1].flip(2)) / 2
-        soft = self.network.regress(as_picture(prob)) if regression is not None else None
+        soft = self.network.regress(as_picture(prob), SOFT) if regression is not None else None
         canvas = torch.zeros(1, *image.shape[1:])
         width = min(image.shape[1], size[0])
         left = max(-start, 0)
@@ -375,11 +385,7 @@ def _examples(batch: Batch) -> Examples:
     first = batch["labelled"]
     if "unlabelled" not in batch:
         return Examples(**first)
-    image = batch["unlabelled"]["image"]
-    count = len(image)
-    joined = {
-        key: torch.cat([value, value.new_zeros(count, *value.shape[1:])])
-        for key, value in first.items()
-        if key != "image"
-    }
-    return Examples(image=torch.cat([first["image"], image]), **joined)
+    rest = batch["unlabelled"]
+    count = len(rest["image"])
+    absent = {key: value.new_zeros(count, *value.shape[1:]) for key, value in first.items()}
+    return Examples(**{key: torch.cat([value, {**absent, **rest}[key]]) for key, value in first.items()})

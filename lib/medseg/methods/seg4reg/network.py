@@ -9,6 +9,10 @@ from medseg.losses.activation import normalise_maps
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.regressor import UNIT, Regression, Regressor
 from medseg.methods.seg4reg.segmenter import Segmenter
+from medseg.networks.domain_norm import convert_batch_norm, domain_view
+
+IMAGE, MASK, SOFT = KINDS = ("image", "mask", "soft")
+"""What R looks at: an image, a true mask, what S says of an image."""
 
 
 class Seg4RegNetwork(nn.Module):
@@ -25,15 +29,26 @@ class Seg4RegNetwork(nn.Module):
     def __init__(self, config: Seg4RegConfig) -> None:
         super().__init__()
         self.segmenter = Segmenter(config.s_widths, config.s_stem) if config.segment else None
-        self.regressor = Regressor(config.r_width, config.r_stem, config.tilts) if config.regress else None
+        self.regressor: Regressor | None = None
+        if config.regress:
+            self.regressor = Regressor(config.r_width, config.r_stem, config.tilts)
+            convert_batch_norm(self.regressor, KINDS if config.segment else [IMAGE])
         self.gated = config.gate
         self.register_buffer("mean_angles", torch.zeros(3))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def regress(self, picture: torch.Tensor) -> Regression:
-        """R of images or masks (B, 2, x, y)."""
+    def regress(self, picture: torch.Tensor, kind: str) -> Regression:
+        """R of pictures (B, 2, x, y) of one kind.
+
+        Filters are shared, norms are not.
+
+        Source: Seg4Reg card sec. 2.4: one network with shared weights for image and mask.
+        Deviation: batch norms of their own for each kind (Chang et al., arXiv 1906.03950). With common ones, what a
+        path is normalised by in use is a mean over pictures of other kinds, by which it was never trained.
+        """
         assert self.regressor is not None
-        result: Regression = self.regressor(picture.to(memory_format=torch.channels_last))
+        view = domain_view(self.regressor, kind)
+        result: Regression = view(picture.to(memory_format=torch.channels_last))
         return result
 
     def segment(self, image: torch.Tensor, regression: Regression | None = None) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from medseg.methods.seg4reg.augment import (
     ZOOM,
     Placement,
+    back_matrix,
     draw_placement,
     keep_inside,
     move_points,
@@ -93,3 +94,23 @@ def test_where_nobody_knows_the_vertebrae_nothing_is_enlarged_or_pushed_out() ->
     assert (enlarged.zoom, enlarged.shift) == (1, (28, 0))
     assert smaller.shift == pytest.approx(((256 - 190) / 2, -0.05 * 512 / 2))
     assert math.isclose(smaller.turn, 4)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_way_back_leads_to_where_a_point_was(mirror: bool) -> None:
+    placement = Placement(turn=8, zoom=1.1, shift=(11, -5), mirror=mirror)
+    points = torch.tensor([[3.0, 7.0], [150.0, 400.0]])
+
+    there = move_points(points, SHAPE, SIZE, placement)
+    back = back_matrix(SHAPE, SIZE, placement)
+
+    assert torch.allclose(there @ back[:, :2].T + back[:, 2], points, atol=1e-3)
+
+
+def test_a_wide_picture_without_known_vertebrae_is_shrunk_until_it_fits() -> None:
+    placement = keep_inside(Placement(), None, (900, 300), (256, 512))
+
+    edge = move_points(torch.tensor([[0.0, 150.0], [899.0, 150.0]]), (900, 300), (256, 512), placement)
+
+    assert float(edge[:, 0].min()) >= -0.5  # the border of the outermost pixels
+    assert float(edge[:, 0].max()) <= 255.5

@@ -2,20 +2,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from medseg.losses.angles import angle_loss
+from medseg.methods.seg4reg.augment import Placement, back_matrix, place
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.geometry import Limits
 from medseg.methods.seg4reg.losses import Examples, all_terms, measured_angles, triangle_loss, triangle_weight
 from medseg.methods.seg4reg.network import Seg4RegNetwork
-from medseg.methods.seg4reg.regressor import Regression
+from medseg.methods.seg4reg.regressor import Regression, as_picture
 from medseg.methods.seg4reg.targets import VERTEBRA, draw_spine
+from medseg.metrics.cobb import cobb_angles
 from medseg.phantoms.spines import make_spine
 
 SIZE = (64, 128)
 COUPLINGS = ("attention", "gate", "triangle")
+
+
+BACK = torch.eye(3)[None, :2]
+"""Nothing was moved."""
 
 
 def config(**settings: object) -> Seg4RegConfig:
@@ -41,6 +48,8 @@ def examples(mask: bool = True, angles: bool = True, count: int = 2) -> Examples
         has_angles=flag[:, None].expand(-1, 3) * angles,
         tilts=torch.zeros(count, 17),
         has_tilts=flag * mask,
+        back=BACK.repeat(count, 1, 1),
+        rows=flag * SIZE[1],
     )
 
 
@@ -124,10 +133,11 @@ def test_triangle_waits_and_then_ramps() -> None:
 def test_triangle_by_hand_with_a_mask_of_seventeen_vertebrae() -> None:
     spine = make_spine(5, (192, 512))
     prob = torch.from_numpy(draw_spine(spine.corners, (192, 512)) == VERTEBRA)[None, None].float()
-    target, known = measured_angles(prob, Limits())
+    batch = Examples(**{**vars(examples(count=1)), "rows": torch.tensor([512.0])})
+    target, known = measured_angles(prob, batch.back, batch.rows, Limits())
     image, soft = (regression(torch.tensor([[v, v / 2, v / 4]])) for v in (0.4, 0.6))
 
-    loss = triangle_loss(config(), image, soft, prob, 0)
+    loss = triangle_loss(config(), image, soft, prob, batch, 0)
 
     assert known.tolist() == [[1, 1, 1]]
     assert float((target * 90 - torch.tensor(spine.angles)).abs().max()) < 4
@@ -136,8 +146,46 @@ def test_triangle_by_hand_with_a_mask_of_seventeen_vertebrae() -> None:
     assert float(loss) == pytest.approx((between + float(to_geometry)) / 3, rel=1e-4)
 
 
+def test_the_rule_asks_where_the_vertebrae_lay_before_the_picture_was_moved() -> None:
+    size = (192, 512)
+    for seed in range(40):  # until a spine whose rule depends on where it lies
+        spine = make_spine(seed, size)
+        here, lower = (cobb_angles(spine.corners + np.array([0.0, y]), 512).angles for y in (0, 90))
+        if np.abs(np.subtract(here, lower)).max() > 10:
+            break
+    placement = Placement(shift=(0.0, 90.0))
+    tall = (192, 700)
+    prob = place(
+        torch.from_numpy(draw_spine(spine.corners, size) == VERTEBRA)[None].float(), tall, placement, "nearest"
+    )
+    back = back_matrix(size, tall, placement)[None]
+
+    target, _ = measured_angles(prob[None], back, torch.tensor([512.0]), Limits())
+
+    assert np.abs(np.subtract(here, lower)).max() > 10
+    assert float((target[0] * 90 - torch.tensor(here)).abs().max()) < 4
+
+
+@pytest.mark.parametrize(("kind", "other"), [("image", "mask"), ("soft", "image")])
+def test_in_use_r_is_normalised_as_in_training(kind: str, other: str) -> None:
+    net = network(config())
+    batch = examples(count=6)
+    mask = (batch.label == VERTEBRA).float()
+    pictures = {"image": batch.image, "soft": as_picture(0.8 * mask), "mask": as_picture(mask)}
+    for _ in range(60):
+        for name, picture in pictures.items():
+            net.regress(picture, name)
+
+    trained = net.regress(pictures[kind], kind).maps
+    net.eval()
+    own, foreign = ((net.regress(pictures[kind], name).maps - trained).norm() / trained.norm() for name in (kind, other))
+
+    assert own < 0.15  # statistics of a running mean
+    assert foreign > 0.3
+
+
 def test_a_mask_that_is_no_spine_is_no_target() -> None:
-    target, known = measured_angles(torch.ones(1, 1, 40, 80), Limits())
+    target, known = measured_angles(torch.ones(1, 1, 40, 80), BACK, torch.tensor([80.0]), Limits())
 
     assert not known.any()
     assert not target.any()
@@ -154,7 +202,7 @@ class Told:
     def segment(self, image: torch.Tensor, regressed: Regression | None = None) -> torch.Tensor:
         return 20.0 * torch.nn.functional.one_hot(self.label[:, 0].long(), 3).movedim(-1, 1)
 
-    def regress(self, picture: torch.Tensor) -> Regression:
+    def regress(self, picture: torch.Tensor, kind: str) -> Regression:
         return regression(self.angles.repeat(len(picture) // len(self.angles), 1))
 
 
@@ -164,7 +212,10 @@ def test_agreeing_on_a_constant_costs_more_than_being_right() -> None:
     label = torch.stack([torch.from_numpy(draw_spine(s.corners, size))[None] for s in spines])
     angles = torch.tensor([s.angles for s in spines]) / 90
     ones = torch.ones(2, 3)
-    batch = Examples(torch.zeros(2, 2, *size), label, ones[:, 0], angles, ones, torch.zeros(2, 17), torch.zeros(2))
+    where = {"back": BACK.repeat(2, 1, 1), "rows": 512 * ones[:, 0]}
+    batch = Examples(
+        torch.zeros(2, 2, *size), label, ones[:, 0], angles, ones, torch.zeros(2, 17), torch.zeros(2), **where
+    )
     constant = angles.mean(dim=0, keepdim=True).expand(2, -1)
 
     settings = config(triangle_weight=1.0, geometry_cases=2)
