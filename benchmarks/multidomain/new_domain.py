@@ -22,6 +22,7 @@ from medseg.methods.multidomain.method import MultiDomain
 from medseg.training.labels import name_labels
 from medseg.training.run import TrainingJob, train
 from medseg.training.settings import build_config
+from medseg.training.split import with_groups
 
 POINT = 0.01
 """Dice that an old domain may lose."""
@@ -40,7 +41,8 @@ def main() -> None:
     asked = parser.parse_args()
     config = build_config("multidomain", asked.preset, typed={"iterations": asked.iterations})
     cases, labels = name_labels([asked.data], load_cases(asked.data, config.patient_pattern), MultiDomain)
-    domain = MultiDomain.group_cases(cases, config)
+    cases = with_groups(cases, MultiDomain, config)
+    domain = {case.id: case.group for case in cases}
     [split] = split_cases(cases, 9, 9, 1, MultiDomain, domain)
     labelled = [case for case in split.training if case.label is not None]
     old = [case for case in labelled if domain[case.id] != asked.add]

@@ -35,6 +35,7 @@ class Case:
         names: value in the mask -> label name; None: the values are the numbers of the run's labels.
         organ: path of a mask of which only zero or not zero is read: where the organ lies that regions divide.
         tags: what is kept of the image's DICOM header, by keyword; None: nothing is kept, the file may say it.
+        group: part of a union (`Method.group_cases`) as all cases of the study told it; empty: nobody looked at all.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Case:
     names: Mapping[int, str] | None = None
     organ: Path | None = None
     tags: Mapping[str, str] | None = None
+    group: str = ""
 
     def __post_init__(self) -> None:
         if not self.patient:
@@ -70,6 +72,7 @@ class Case:
             "dataset": self.dataset,
             **({"names": {str(value): name for value, name in self.names.items()}} if self.names else {}),
             **({"tags": dict(self.tags)} if self.tags else {}),
+            **({"group": self.group} if self.group else {}),
         }
 
     @classmethod
@@ -87,6 +90,7 @@ class Case:
             dataset=value.get("dataset") or "",
             names={int(k): str(name) for k, name in value["names"].items()} if value.get("names") else None,
             tags=value.get("tags") or None,
+            group=value.get("group") or "",
         )
 
 

@@ -28,7 +28,7 @@ PEOPLE = re.compile(
 
 FEWEST = 2  # ours: a file name prefix that only one case has names that case, not a domain
 MOST = 8  # ours: more prefixes than this name patients, not domains
-SURE = ("request", "image info", "file name", "DICOM tags")
+SURE = ("request", "image info", "inferred", "file name", "DICOM tags")
 """Sources that are taken at their word; of the others the classifier is asked."""
 
 TAGS = {"BodyPartExamined": "0018|0015", "SeriesDescription": "0008|103e", "StationName": "0008|1010"}
@@ -126,6 +126,8 @@ class DomainRegistry:
             return Resolution(self[case.domain].name, "image info" if case.domain == informed else "request")
         if informed:
             return Resolution(self[informed].name, "image info")
+        if case.group in self.domains:
+            return Resolution(case.group, "data set" if case.group == _fallback(case) else "inferred")
         for source, text in (("file name", file_prefix(case, self.pattern)), ("data set", case.dataset)):
             if found := self._called(text):
                 return Resolution(found, source)
@@ -165,10 +167,11 @@ def file_prefix(case: Case, pattern: re.Pattern[str] | str = PATTERN) -> str | N
 def assign_domains(cases: Sequence[Case], pattern: str = PATTERN) -> dict[str, str]:
     """The domain of every training case, by case id.
 
-    A stated domain counts as it is. Else it is the file name's prefix, the body part or the series description of the
-    DICOM header, where several patients of the data set share it and the data set has few of them; else the data set.
-    Whether a prefix names a domain or a patient cannot be known from names alone where each scan counts as a patient of
-    its own: `build_registry` says what was inferred.
+    A stated domain counts as it is, and so does what was found among all cases of the study (`Case.group`): a part of
+    them need not show what the whole shows. Else it is the file name's prefix, the body part or the series description
+    of the DICOM header, where several patients of the data set share it and the data set has few of them; else the data
+    set. Whether a prefix names a domain or a patient cannot be known from names alone where each scan counts as a
+    patient of its own: `build_registry` says what was inferred.
     """
     compiled = _compiled(pattern)
     result: dict[str, str] = {}
@@ -176,12 +179,12 @@ def assign_domains(cases: Sequence[Case], pattern: str = PATTERN) -> dict[str, s
         own = [case for case in cases if case.dataset == name]
         tags = {case.id: tags_of(case) for case in own}
         told: list[Mapping[str, str | None]] = [
-            {case.id: stated_domain(case) for case in own},
+            {case.id: stated_domain(case) or case.group for case in own},
             _shared(own, {case.id: file_prefix(case, compiled) for case in own}),
             *(_shared(own, {i: found.get(tag, "").lower() for i, found in tags.items()}) for tag in DIVIDING),
         ]
         for case in own:
-            result[case.id] = next((text for found in told if (text := found.get(case.id))), name or "images")
+            result[case.id] = next((text for found in told if (text := found.get(case.id))), _fallback(case))
     return {case.id: result[case.id] for case in cases}
 
 
@@ -235,6 +238,11 @@ def _shared(cases: Sequence[Case], texts: Mapping[str, str | None]) -> dict[str,
     counts = Counter(text for text, _ in pairs)
     shared = {text for text, count in counts.items() if count >= FEWEST}
     return {i: text for i, text in texts.items() if text in shared} if len(shared) <= MOST else {}
+
+
+def _fallback(case: Case) -> str:
+    """The domain of a case of which nothing else tells it."""
+    return case.dataset or "images"
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -82,6 +82,26 @@ def test_dicom_headers_divide_a_data_set() -> None:
     assert Case.from_dict(cases[0].to_dict()) == cases[0]
 
 
+def test_part_of_a_study_is_divided_as_the_whole_study_is() -> None:
+    cases = [case(f"vb{k}_{i:02d}") for k in (1, 2) for i in range(2)]
+    whole = assign_domains(cases)
+    marked = [replace(c, group=whole[c.id]) for c in cases]
+
+    assert set(assign_domains(cases[::2]).values()) == {"spine"}  # one of each: prefixes that nobody shares
+    assert list(assign_domains(marked[::2]).values()) == ["vb1", "vb2"]
+    assert assign_domains([replace(marked[0], domain="t1")])["vb1_00"] == "t1"
+    assert Case.from_dict(marked[0].to_dict()) == marked[0]
+
+
+def test_what_was_inferred_of_a_case_is_followed_but_no_domain_that_the_model_lacks() -> None:
+    odd = case("x_1", tags={"BodyPartExamined": "vb1 vb2"})
+
+    assert REGISTRY.resolve(odd) is None
+    assert REGISTRY.resolve(replace(odd, group="vb2")) == Resolution("vb2", "inferred")
+    assert REGISTRY.resolve(replace(odd, group="knee")) is None
+    assert REGISTRY.resolve(case("x_1", dataset="heart", group="heart")) == Resolution("heart", "data set")
+
+
 def test_stated_domains_are_taken_as_they_are() -> None:
     cases = [case("vb1_01", domain="t1"), case("vb1_02", weak=WeakLabels(domain="t2")), case("x", dataset="")]
     assert list(assign_domains(cases).values()) == ["t1", "t2", "images"]

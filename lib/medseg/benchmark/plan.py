@@ -19,6 +19,7 @@ from medseg.methods.base import Arm, ArmGroup, MethodConfig
 from medseg.training.device import pick_device
 from medseg.training.labels import name_labels
 from medseg.training.settings import build_config, find_preset
+from medseg.training.split import with_groups
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def plan_benchmark(request: BenchmarkRequest) -> Benchmark:
     group_name, group, arms = choose_arms(kind, request)
     common = build_config(request.method, request.preset, typed=request.settings)
     cases, found = name_labels(request.data, load_cases(request.data, common.patient_pattern), kind)
-    groups = kind.group_cases(cases, common)
+    cases = with_groups(cases, kind, common)
+    groups = {case.id: case.group for case in cases}
     wanted = _feasible(request, cases, groups)
     folds = split_cases(cases, request.labelled, wanted, request.folds or 1, kind, groups)
     labels, device = kind.fit_labels(found), str(pick_device(request.device))

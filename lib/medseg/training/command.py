@@ -18,7 +18,7 @@ from medseg.training.labels import name_labels
 from medseg.training.run import TrainingJob, train
 from medseg.training.run_folder import RunFolder
 from medseg.training.settings import build_config
-from medseg.training.split import Split, SplitManifest, split_first, without_labels
+from medseg.training.split import Split, SplitManifest, split_first, with_groups, without_labels
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
     config = build_config(request.method, preset, request.config, request.typed)
     kind = method_class(request.method)
     cases, found = name_labels(request.data, load_cases(request.data, config.patient_pattern), kind)
-    split = _split(request, config, cases)
+    split = _split(request, config, with_groups(cases, kind, config))
     if not split.training:
         raise MedsegError(f"no training case is left of {len(cases)}; lower validation_fraction or add cases")
     unlabelled = len(split.training) - split.labelled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,16 @@ def adopted_settings(kind: type[Method], init: str | None) -> dict[str, Any]:
     return found
 
 
-def load_initial(network: nn.Module, path: Path, may_miss: bool = False) -> Account:
+def load_initial(
+    network: nn.Module, path: Path, may_miss: bool = False, inherit: Callable[[Tensors], Tensors] = dict
+) -> Account:
     """Copy every tensor that matches.
 
     Args:
         network: changed in place.
         path: a `model.safetensors`, or a folder that holds one.
         may_miss: a file of which nothing matches is a warning, and the network stays as it is.
+        inherit: changes the file's tensors before they are matched, see `Method.inherit`.
 
     Raises:
         NotFoundError: no such file.
@@ -82,9 +85,10 @@ def load_initial(network: nn.Module, path: Path, may_miss: bool = False) -> Acco
     if not file.exists():
         raise NotFoundError(f"init = {path} does not exist; give a model.safetensors or its folder")
     try:
-        given = load_file(file)
+        given: Tensors = load_file(file)
     except Exception as error:
         raise UnusableInputError(f"init = {file} is no readable safetensors file: {error}") from error
+    given = inherit(given)
     own = network.state_dict()
     sources, parts = match_names(own, given)
     account = Account(parts=parts)

@@ -188,7 +188,7 @@ class Run:
         if not (job.resume and load_checkpoint(self.folder.checkpoint)):  # which holds all weights
             self.method.initialise()
             if config.init:
-                load_initial(self.method.network, Path(config.init), job.init_may_miss)
+                load_initial(self.method.network, Path(config.init), job.init_may_miss, self.method.inherit)
         self.cache = CaseCache(self.method, config.cache_gb / (config.workers + 1))  # every worker has its own
         used = {case.id for stream in self.method.streams(job.training) for case in stream.cases}
         if len(self.method.stages()) > 1:  # a later stage may use what the first one does not

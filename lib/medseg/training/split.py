@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.cases import Case
@@ -163,6 +163,21 @@ def split_first(cases: Sequence[Case], labelled: int, fraction: float, kind: typ
     kept = {case.patient for case in validation}
     used = cases if kind.describes else [case for case in cases if case.patient not in kept]
     return Split(without_labels(used, {case.id for case in cases} - first, kind), validation)
+
+
+def with_groups(
+    cases: Sequence[Case], kind: type[Method], config: MethodConfig | None = None, among: Sequence[Case] = ()
+) -> list[Case]:
+    """The cases with their `group` as the whole study tells it, so that no part of them is divided otherwise later.
+
+    Args:
+        cases: cases of a study.
+        kind: tells the groups.
+        config: settings of the run.
+        among: all cases of the study; empty: `cases`.
+    """
+    names = kind.group_cases(among or cases, config)
+    return [replace(case, group=names.get(case.id, case.group)) for case in cases]
 
 
 def without_labels(cases: Sequence[Case], hidden: Collection[str], kind: type[Method]) -> tuple[Case, ...]:

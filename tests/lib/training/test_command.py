@@ -9,11 +9,12 @@ import pytest
 from medseg.cases import load_cases
 from medseg.errors import ConflictError, MedsegError, NotFoundError
 from medseg.files import read_json, write_json
+from medseg.methods.supervised.method import Supervised
 from medseg.phantoms.study import FLAT, write_dataset
 from medseg.training import command
 from medseg.training.command import TrainRequest, train_command
 from medseg.training.run import TrainingJob
-from medseg.training.split import SplitManifest
+from medseg.training.split import SplitManifest, with_groups
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_job_has_the_presets_settings_the_labels_and_the_frozen_split(
     (job,) = jobs
     assert (job.method, job.device, job.labels, job.config.iterations) == ("supervised", "cpu", {"atrium": 1}, 5)
     assert job.config.scale == 0  # the cpu preset's, as a CPU was asked for
-    expected = SplitManifest(tmp_path / "other.json", 0.2).assign(load_cases(data))
+    expected = SplitManifest(tmp_path / "other.json", 0.2).assign(with_groups(load_cases(data), Supervised))
     assert (job.training, job.validation) == (expected.training, expected.validation)
     assert len(job.validation) >= 1
     assert read_json(tmp_path / "split.json") == read_json(tmp_path / "other.json")

@@ -21,6 +21,7 @@ class MultiDomainConfig(PatchConfig):
     # domains
     domains: dict[str, Any] = field(default_factory=dict)  # registry; filled from the training cases
     added: tuple[str, ...] = ()  # domains that the model in `init` did not know; filled with `domains`
+    heirs: dict[str, str] = field(default_factory=dict)  # domain -> its name in `init`; filled with `domains`
     domain_pattern: str = PATTERN  # ours: `vb1_02` belongs to `vb1` where the whole data set is named so
     patient_pattern: str | None = r"^(.+)_(?:frame|phase|time|scan)\d+$"  # ours: phases of one examination
     unknown: str = "flag"  # ours: a guessed domain is served with a warning; "refuse" ends in an error

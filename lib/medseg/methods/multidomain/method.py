@@ -29,7 +29,7 @@ from medseg.methods.base import (
     TrainingSet,
 )
 from medseg.methods.multidomain import conclude, scores
-from medseg.methods.multidomain.adopt import adopt_domains, prepare_config
+from medseg.methods.multidomain.adopt import adopt_domains, inherit_weights, prepare_config
 from medseg.methods.multidomain.classifier import Guess
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.crops import (
@@ -104,7 +104,7 @@ class MultiDomain(PatchMethod):
         if fitted.domains:
             return fitted
         fitted = fitted.with_overrides({"patch": fitted_patch(fitted)})
-        return prepare_config(fitted, build_registry(fitted, cases))
+        return prepare_config(fitted, build_registry(fitted, cases), cases)
 
     # -- build -----------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,8 @@ class MultiDomain(PatchMethod):
             )
         self.segmentation = SegmentationLoss(config.loss)
         backbone, features, taps = build_backbone(config)
-        network = MultiDomainNet(backbone, features, self.classes_by_head(), taps, config)
+        classes = {head: 1 + len(labels) for head, labels in self.labels_by_head().items()}
+        network = MultiDomainNet(backbone, features, classes, taps, config)
         self.regularisers = Regularisers(config)
         self.alone = False  # whether only new domains are shown
         self.fixed = False  # whether what new domains share with old ones is fixed
@@ -148,11 +149,15 @@ class MultiDomain(PatchMethod):
         if self.config.pretrained:
             load_pretrained(self.network.backbone, self.config.pretrained)
 
-    def classes_by_head(self) -> dict[str, int]:
-        """Classes of every head, background included; without domain-specific layers the one head of all labels."""
+    def inherit(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Weights of the model in `init` by domain and label name."""
+        return inherit_weights(self, tensors)
+
+    def labels_by_head(self) -> dict[str, tuple[str, ...]]:
+        """Labels of every head in the order of its classes; without domain-specific layers the one head of all."""
         if not self.config.domain_layers:
-            return {POOLED: self.classes}
-        return {name: 1 + len(domain.labels) for name, domain in self.registry.domains.items()}
+            return {POOLED: tuple(sorted(self.labels, key=lambda name: self.labels[name]))}
+        return {name: domain.labels for name, domain in self.registry.domains.items()}
 
     def global_numbers(self, domain: str) -> list[int]:
         """Number of the run's label for each class of a domain's head, background first."""

@@ -20,7 +20,7 @@ from medseg.methods.base import Method, MethodConfig, Supervision
 from medseg.server.settings import AppSettings
 from medseg.stamps import case_stamp, file_stamp
 from medseg.training.registry import ModelRegistry
-from medseg.training.split import Split, SplitManifest
+from medseg.training.split import Split, SplitManifest, with_groups
 from medseg.training.study import study_key
 from medseg.transforms.io import read_mask
 from medseg.weak import WeakLabels, parse_weak
@@ -226,6 +226,10 @@ class Study:
     def _outlines(self) -> list[Case]:
         images = sorted(self.datastore.list_images())
         return [self._outline(identifier, Path(self._local_uri(identifier))) for identifier in images]
+
+    def grouped(self, cases: Sequence[Case], kind: type[Method], config: MethodConfig | None = None) -> list[Case]:
+        """The cases with their `group` as all images of the study tell it, also those that nobody has labelled."""
+        return with_groups(cases, kind, config, among=self._outlines())
 
     def split(self, cases: list[Case], kind: type[Method], config: MethodConfig | None = None) -> Split:
         """Training and frozen validation cases; new labelled patients get their role now, for ever."""

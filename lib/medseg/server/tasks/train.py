@@ -135,6 +135,7 @@ class MedsegTrain(TrainTask):
     def _train(self, request: TrainRequest) -> dict[str, Any]:
         kind = method_class(self.method)
         cases, skipped = self.study.usable_cases(kind)
+        cases = self.study.grouped(cases, kind, request.config)
         everything = self.study.split(cases, kind, request.config)
         split = _first_labelled(everything, request.labelled, kind)
         mark = fingerprint(request.config, self.study.labels, split.training, split.validation)

@@ -36,10 +36,10 @@ KEEP_RUNS = 5  # ours: the published weights are in the registry; runs are kept 
 def fingerprint(
     config: MethodConfig, labels: dict[str, int], training: Sequence[Case], validation: Sequence[Case]
 ) -> str:
-    """Hash of all that must be equal for a run to be continued: settings, labels, files, weak labels, roles."""
+    """Hash of all that must be equal for a run to be continued: settings, labels, files, weak labels, roles, groups."""
     settings = {key: value for key, value in config.to_dict().items() if key not in FREE_SETTINGS}
     cases = [
-        [case.id, role, case_stamp(case)]
+        [case.id, role, case.group, case_stamp(case)]
         for role, group in (("training", training), ("validation", validation))
         for case in group
     ]

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from medseg.cases import Case, load_cases
+from medseg.domains import PATTERN, Domain, aliases_of, assign_domains
 from medseg.errors import MedsegError, UnusableInputError
+from medseg.files import read_json, write_json
 from medseg.inference.model_folder import save_model
+from medseg.methods.multidomain.adopt import find_heirs
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
 from medseg.methods.multidomain.terms import one_hot
@@ -215,3 +219,106 @@ def test_labels_of_the_old_domains_must_be_known(joints: list[Case], old: Path) 
 
     with pytest.raises(MedsegError, match="have labels femur, talus, tibia, which this run does not have"):
         MultiDomain(fitted, {"humerus": 1})
+
+
+def inferred(name: str, labels: list[str], aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+    return Domain(name, tuple(labels), aliases=aliases).to_dict()
+
+
+def scans(*names: str, domain: str | None = None) -> list[Case]:
+    return [Case(name, Path(f"{name}.nii.gz"), Path("m"), dataset="study", domain=domain) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("before", "cases", "heirs"),
+    [
+        ({"vb1": (), "study": ("vb3",)}, ("vb1_1", "vb1_2", "vb3_1", "vb3_2"), {"vb3": "study"}),  # its second case
+        ({"study": ()}, ("vb1_1", "vb1_2", "vb2_1", "vb2_2"), {"vb1": "study", "vb2": "study"}),
+        ({"vb1": (), "vb3": ()}, ("vb1_1", "vb1_2", "vb3_1"), {"study": "vb3"}),  # one was taken away
+        ({"study": ()}, ("vb3_1", "vb3_2", "plain"), {}),  # the old domain still has a case
+        ({"vb1": ("study",)}, ("vb3_1", "vb3_2"), {}),  # a new domain in a data set of the same name
+        ({"ankle": ()}, ("vb3_1", "vb3_2"), {}),
+    ],
+)
+def test_domain_that_gets_another_name_goes_on_under_it(
+    before: dict[str, tuple[str, ...]], cases: tuple[str, ...], heirs: dict[str, str]
+) -> None:
+    known = {name: inferred(name, ["body"], aliases) for name, aliases in before.items()}
+    data = scans(*cases)
+    names = assign_domains(data)
+    groups = {name: [case for case in data if names[case.id] == name] for name in dict.fromkeys(names.values())}
+    found = {
+        name: inferred(name, ["body"], aliases_of(name, own, [case for case in data if case not in own]))
+        for name, own in groups.items()
+    }
+
+    assert find_heirs(known, found, data, PATTERN) == heirs
+    assert find_heirs(known, {"vb9": inferred("vb9", ["body"])}, scans("a", domain="vb9"), PATTERN) == {}
+
+
+def renamed(old: Path, names: dict[str, str]) -> Path:
+    """The model under other names of its domains, as an earlier run with fewer cases would have called them."""
+    about = read_json(old / "config.json")
+    about["config"]["domains"] = {names.get(k, k): v for k, v in about["config"]["domains"].items()}
+    write_json(old / "config.json", about)
+    weights = load_file(old / "model.safetensors")
+    for after, before in ((slot_key(after), slot_key(before)) for before, after in names.items()):
+        weights = {key.replace(before, after): value for key, value in weights.items()}
+    save_file(weights, old / "model.safetensors")
+    return old
+
+
+def test_heir_starts_with_all_that_belonged_to_the_old_name(joints: list[Case], old: Path, training_set: Any) -> None:
+    folder = renamed(old, {"knee": "study"})
+    one_study = [replace(case, dataset="study") for case in joints[:6]]
+    settings = {**SMALL, "iterations": 40, "init": str(folder)}
+    config = MultiDomain.fit_config(MultiDomainConfig.from_dict(settings), one_study)
+    method = MultiDomain(config, {"tibia": 1, "talus": 2, "femur": 3})
+    load_initial(method.network, folder, inherit=method.inherit)
+
+    assert method.registry.names == ("ankle", "knee")
+    assert (method.config.heirs, method.config.added) == ({"knee": "study"}, ())
+    weights = load_file(folder / "model.safetensors")
+    own = method.network.state_dict()
+    for key in ("heads.{}.weight", "classifier.centre_{}", "classifier.rows.{}.weight", "usual_{}"):
+        assert torch.equal(own[key.format("d_knee")], weights[key.format("d_study")])
+    assert float(domain_slots(method.network.backbone, "knee")[0].weight[0]) == 3
+    method.begin_stage(0, training_set(method, one_study))
+    assert method.missing_domains(one_study) == ()
+    assert all(p.requires_grad for p in method.network.shared_parameters())
+
+
+@pytest.mark.parametrize("domain_layers", [True, False])
+def test_label_that_is_new_in_an_old_domain_leaves_the_others_as_they_were(
+    joints: list[Case], tmp_path: Path, domain_layers: bool
+) -> None:
+    settings = {**SMALL, "iterations": 40, "prior_weight": 0.1, "domain_layers": domain_layers}
+    few = joints[:3]
+    before = MultiDomain(MultiDomain.fit_config(MultiDomainConfig.from_dict(settings), few), {"talus": 1, "tibia": 2})
+    save_model(tmp_path / "old", before)
+    mask = read_mask(few[0].label)
+    mask[0, :3, :3, :2] = 3
+    names = {1: "tibia", 2: "talus", 3: "calcaneus"}
+    wider = replace(few[0], label=write_volume(tmp_path / "wider.nii.gz", mask), names=names)
+    init = {**settings, "init": str(tmp_path / "old")}
+    config = MultiDomain.fit_config(MultiDomainConfig.from_dict(init), [wider, *few[1:]])
+    torch.manual_seed(5)
+    method = MultiDomain(config, {"calcaneus": 1, "tibia": 2, "talus": 3})
+    load_initial(method.network, tmp_path / "old", inherit=method.inherit)
+
+    assert config.domains["ankle"]["labels"] == ["tibia", "talus", "calcaneus"]
+    image = torch.randn(2, 1, 32, 32)
+    rows = [[0, *(which.global_numbers("ankle")[1:])] for which in (before, method)]
+    with torch.no_grad():
+        was, now = (which.network.eval()(image, "ankle") for which in (before, method))
+        names_of = [{number: name for name, number in which.labels.items()} for which in (before, method)]
+        place = [{table.get(number, "background"): i for i, number in enumerate(numbers)}
+                 for table, numbers in zip(names_of, rows, strict=True)]  # fmt: skip
+        for name in ("background", "tibia", "talus"):
+            torch.testing.assert_close(now[:, place[1][name]], was[:, place[0][name]])
+    head = slot_key("ankle" if domain_layers else "pooled")
+    own, given = method.network.state_dict(), before.network.state_dict()
+    for key, axis in ((f"prior.inputs.{head}.weight", 1), (f"prior.outputs.{head}.bias", 0)):
+        for name in ("background", "tibia", "talus"):
+            picks = own[key].select(axis, place[1][name]), given[key].select(axis, place[0][name])
+            assert torch.equal(*picks)

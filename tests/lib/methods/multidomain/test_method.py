@@ -30,7 +30,9 @@ def test_domains_and_their_labels_come_from_the_cases(make: Make) -> None:
     method = make()
 
     assert method.registry.names == ("ankle", "knee", "shoulder")
-    assert method.classes_by_head() == {"ankle": 3, "knee": 3, "shoulder": 2}
+    assert method.labels_by_head() == {
+        "ankle": ("tibia", "talus"), "knee": ("femur", "tibia"), "shoulder": ("humerus",)
+    }  # fmt: skip
     assert method.global_numbers("knee") == [0, 3, 1]  # femur, tibia: the tibia is the ankle's
     assert method.patch_of("knee") == (32, 32)
 
