@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from inspect import getattr_static
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -380,6 +381,11 @@ class Method(ABC):
             MedsegError: there is none, or none for such images.
         """
         raise MedsegError(f"method {cls.name} has no network of its own to pretrain; trunk = caml is a V-Net")
+
+    @classmethod
+    def has_trunk(cls) -> bool:
+        """Whether there is a `trunk`, if only for some images."""
+        return getattr_static(cls, "trunk") is not getattr_static(Method, "trunk")
 
     @classmethod
     def trunk_image(cls, image: MetaTensor) -> MetaTensor:

@@ -22,6 +22,7 @@ from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods.base import Arm
+from medseg.methods.local_discrimination.config import V_NET
 from medseg.methods.local_discrimination.selection import k_centre, typical_first
 from medseg.phantoms.shapes import draw_vessels
 from medseg.transforms.io import read_image, write_volume
@@ -60,6 +61,7 @@ def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
         start: "random"; "pretrained": from the trunk that was pretrained on all training images without labels;
             "shaped": the same with the shapes of the setting `shapes` beside, else with simulated vessels.
     """
+    needs_v_net(ctx)
     labelled = [case for case in ctx.training_cases if case.label is not None]
     if len(labelled) < count:
         raise MedsegError(f"this arm needs {count} labelled training cases, there are {len(labelled)}")
@@ -70,6 +72,19 @@ def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
         return _train_on(ctx, chosen, pretrain(ctx, {"shapes": None}))
     shapes = ctx.config.shapes or str(simulate_vessels(ctx))
     return _train_on(ctx, chosen, pretrain(ctx, {"shapes": shapes}, "shaped"))
+
+
+def needs_v_net(ctx: Any) -> None:
+    """Refuse, before anything is trained, another trunk than the one that `supervised` and landmarks need.
+
+    Raises:
+        MedsegError: another trunk.
+    """
+    if ctx.config.trunk != V_NET:
+        raise MedsegError(
+            f"trunk = {ctx.config.trunk}, but this arm needs trunk = {V_NET}, the V-Net; compare others by "
+            "`medseg bench METHOD --set init=MODEL`"
+        )
 
 
 def simulate_vessels(ctx: Any) -> Path:
@@ -92,6 +107,7 @@ def simulate_vessels(ctx: Any) -> Path:
 
 def cold_start(ctx: Any, choose: Callable[..., list[Case]]) -> dict[str, Any]:
     """Choose the first labels, then fine-tune from the pretrained trunk on them; all seeds share one pretraining."""
+    needs_v_net(ctx)
     labelled = [case for case in ctx.training_cases if case.label is not None]
     if len(labelled) < FIRST:
         raise MedsegError(f"this arm needs {FIRST} labelled training cases, there are {len(labelled)}")

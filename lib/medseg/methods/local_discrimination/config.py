@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from medseg.errors import MedsegError
 from medseg.losses.patch_discrimination import FORMS
+from medseg.methods import METHODS, method_class
 from medseg.methods.local_discrimination.views import ViewSettings
 from medseg.methods.patches import PatchConfig
 from medseg.networks.vnet import NORMS
@@ -89,6 +90,7 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
             if not 0 <= getattr(self, key) <= 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")
+        self._check_trunk()
         if self.trunk != V_NET and (self.shapes or self.templates or self.landmarks):
             raise MedsegError(
                 f"trunk = {self.trunk} is pretrained for others; shapes and landmarks need trunk = caml, the V-Net"
@@ -103,6 +105,14 @@ class LocalDiscriminationConfig(PatchConfig):
             raise MedsegError(f"pyramid = {self.pyramid} must hold factors from 1, the coarsest first")
         if self.window < 0 or self.temperature <= 0 or self.region_temperature <= 0:
             raise MedsegError("window must be at least 0, temperature and region_temperature must be positive")
+
+    def _check_trunk(self) -> None:
+        """Its method has a trunk, and takes the settings that it would adopt from this model."""
+        if self.trunk not in METHODS or not method_class(self.trunk).has_trunk():
+            known = ", ".join(name for name in METHODS if method_class(name).has_trunk())
+            raise MedsegError(f"trunk = {self.trunk!r} has no network that can be pretrained; choose one of {known}")
+        kind = method_class(self.trunk)
+        kind.config_class.from_dict(kind.adopt(self.to_dict()))
 
     @property
     def sigma(self) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm, Markup
-from medseg.methods.local_discrimination.arms import pretrain, told
+from medseg.methods.local_discrimination.arms import needs_v_net, pretrain, told
 from medseg.methods.local_discrimination.landmarks import is_marked, radial_errors
 from medseg.methods.local_discrimination.points import to_world, voxels_of
 from medseg.methods.local_discrimination.selection import typicality
@@ -96,6 +96,7 @@ def one_shot(ctx: Any) -> dict[str, Any]:
 
     The pretraining is the same for all templates; test images are in no pool.
     """
+    needs_v_net(ctx)
     template = template_of(ctx)
     longer = {"iterations": LONGER * ctx.config.iterations, "seed": 0}
     folder = pretrain(ctx, LANDMARK_SETTINGS | longer, "landmarks")

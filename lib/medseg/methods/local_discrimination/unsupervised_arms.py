@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm
-from medseg.methods.local_discrimination.arms import fine_tuning, simulate_vessels, told
+from medseg.methods.local_discrimination.arms import fine_tuning, needs_v_net, simulate_vessels, told
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.pictures import shown
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu_mask
@@ -117,6 +117,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
         source: gives the folder of shapes and the cases whose pictures are learnt from.
         refine: train the fresh segmenter, from the pretrained trunk, on the first masks of the training pictures.
     """
+    needs_v_net(ctx)
     shapes, pictured = source(ctx)
     ctx = replace(ctx, labels={ANSWER: 1})
     images = tuple(ctx.method.hide_label(case) for case in pictured)

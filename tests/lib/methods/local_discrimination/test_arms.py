@@ -110,6 +110,25 @@ def test_costs_do_not_depend_on_who_pretrained(vessels: Path, tmp_path: Path) ->
     assert {"pretraining: patch", "supervised"} <= {key for entry in second["history"] for key in entry}
 
 
+@pytest.mark.parametrize(
+    ("group", "arm"),
+    [
+        ("segmentation", "random_2"),
+        ("segmentation", "pretrained_2"),
+        ("cold_start", "typicality"),
+        ("landmarks", "one_shot"),
+        ("unsupervised", "shape_guided"),
+    ],
+)
+def test_arms_that_need_the_v_net_refuse_another_trunk_at_once(
+    group: str, arm: str, vessels: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MedsegError, match="trunk = seg4reg, but this arm needs trunk = caml"):
+        run(group, arm, context(vessels, tmp_path, arm, trunk="seg4reg"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_shape_prior_may_take_part_in_the_pretraining(vessels: Path, tmp_path: Path) -> None:
     run("segmentation", "shaped_2", context(vessels, tmp_path, "shaped_2"))
 

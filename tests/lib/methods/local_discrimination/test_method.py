@@ -302,6 +302,10 @@ def test_pixel_size_comes_from_the_table(study: Path, tmp_path: Path) -> None:
         ({"pyramid": (1, 2)}, "the coarsest first"),
         ({"regions": 1}, "regions = 1 must be at least 2"),
         ({"zoom": (2.0, 1.0)}, "the smaller one first"),
+        ({"trunk": "drma"}, "trunk = 'drma' has no network .* choose one of caml, dram, multidomain, seg4reg"),
+        ({"trunk": "supervised"}, "trunk = 'supervised' has no network that can be pretrained"),
+        ({"trunk": "local_discrimination"}, "trunk = 'local_discrimination' has no network"),
+        ({"trunk": "dram", "width": 6}, "width = 6 be a multiple of 4"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings: dict[str, Any], sentence: str) -> None:
