@@ -268,7 +268,7 @@ class ArmGroup:
         higher_is_better: whether a higher value is the better one.
         unit: of the value.
         timed: the value is a time or a memory, so runs take turns and have all cores.
-        tested: arm that is tested against each of the others; None: the last one.
+        tested: arm, or arms, each of which is tested against each of the others; None: the last one.
         ratios: pairs of arms whose ratio of means is told, with an interval; a third entry names another metric than
             `metric`.
     """
@@ -278,7 +278,7 @@ class ArmGroup:
     higher_is_better: bool = True
     unit: str = ""
     timed: bool = False
-    tested: str | None = None
+    tested: str | tuple[str, ...] | None = None
     ratios: tuple[tuple[str, ...], ...] = ()
 
 
@@ -386,6 +386,15 @@ class Method(ABC):
     def has_trunk(cls) -> bool:
         """Whether there is a `trunk`, if only for some images."""
         return getattr_static(cls, "trunk") is not getattr_static(Method, "trunk")
+
+    @classmethod
+    def trunk_axis(cls, spacing: Sequence[float]) -> int:
+        """Which axis of an image `trunk` takes last. Default: the last one.
+
+        Args:
+            spacing: of the image on the working grid, in RAS.
+        """
+        return len(spacing) - 1
 
     @classmethod
     def trunk_image(cls, image: MetaTensor) -> MetaTensor:

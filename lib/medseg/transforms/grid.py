@@ -31,6 +31,17 @@ def to_canonical(image: MetaTensor) -> MetaTensor:
     return canonical
 
 
+def axis_last(image: MetaTensor, axis: int) -> MetaTensor:
+    """Move a spatial axis to the end; the affine follows."""
+    axes = image.ndim - 1
+    axis %= axes
+    if axis == axes - 1:
+        return image
+    order = [*(a for a in range(axes) if a != axis), axis]
+    plain = image.as_tensor().permute(0, *(1 + a for a in order)).contiguous()
+    return MetaTensor(plain, affine=image.affine[:, [*order, axes]])
+
+
 def resize(image: MetaTensor, size: Sequence[int], mode: str = "linear") -> MetaTensor:
     """Resample to another number of voxels over the same field of view (edges aligned).
 

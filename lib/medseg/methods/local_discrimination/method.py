@@ -43,9 +43,9 @@ from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
 from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
 from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
 from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
-from medseg.methods.patches import PatchMethod, normalised_entropy, random_crop
+from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy, random_crop
 from medseg.networks.rescale import lengths_before_norms, restore_lengths
-from medseg.transforms.grid import resize, to_canonical
+from medseg.transforms.grid import axis_last, resize, spacing_of, to_canonical
 from medseg.transforms.io import read_image
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,13 @@ class LocalDiscrimination(PatchMethod):
 
     @classmethod
     def fit_config(cls, config: MethodConfig, cases: Sequence[Case]) -> MethodConfig:
-        """Besides axes, channels and scale: names of landmarks, number of templates, size of a pixel."""
-        fitted = super().fit_config(config, cases)
+        """Besides axes, channels and scale: names of landmarks, number of templates, size of a pixel.
+
+        The lengths of a patch are those of the axes as the trunk takes them.
+        """
+        assert isinstance(config, LocalDiscriminationConfig)
+        axis = _last_axis(config, to_canonical(first_readable(cases)))
+        fitted = super().fit_config(config.with_overrides({"patch": _move(config.patch, -1, axis)}), cases)
         assert isinstance(fitted, LocalDiscriminationConfig)
         marked = [case for case in cases if landmarks.is_marked(case)]
         if marked and fitted.trunk != V_NET:
@@ -92,6 +97,7 @@ class LocalDiscrimination(PatchMethod):
             rest = ", ".join(case.id for case in marked[TEMPLATES:])
             log.warning("the first %d images with landmarks are templates; no templates: %s", TEMPLATES, rest)
         values: dict[str, object] = {
+            "patch": _move(fitted.patch, axis, -1),
             "landmarks": fitted.landmarks or names_of(marked),
             "templates": fitted.templates or min(len(marked), TEMPLATES),
         }
@@ -162,14 +168,14 @@ class LocalDiscrimination(PatchMethod):
     def load(self, case: Case) -> Sample:
         """Read an image onto the network's grid; its mask is not looked at.
 
-        Grey images among colour ones (or the reverse) are converted. Returns `image` (C, *grid) float32 with the
-        intensities that the trunk's method will show it, `inside` (*grid) bool, the part that is not empty background,
-        and `landmarks`, name -> voxel.
+        Grey images among colour ones (or the reverse) are converted. Returns `image` (C, *grid) float32 with the axes
+        and intensities that the trunk's method will show it, `inside` (*grid) bool, the part that is not empty
+        background, and `landmarks`, name -> voxel.
         """
         original = convert_channels(read_image(case.image), self.config.channels)
         self._check_image(case, original)
         canonical = to_canonical(original)
-        image = resize(canonical, self._working_size(canonical))
+        image = axis_last(resize(canonical, self._working_size(canonical)), _last_axis(self.config, canonical))
         places = voxels_of(case, original, image)
         seen = self.target.trunk_image(image)
         return {"image": seen, "inside": body(image), "landmarks": places, "case": _number(case.id)}
@@ -354,6 +360,18 @@ def convert_channels(image: MetaTensor, channels: int) -> MetaTensor:
     plain = image.as_tensor()
     shape = (channels, *image.shape[1:])
     return MetaTensor(plain.expand(shape) if image.shape[0] == 1 else plain.mean(0, keepdim=True), affine=image.affine)
+
+
+def _last_axis(config: LocalDiscriminationConfig, image: MetaTensor) -> int:
+    """The axis of an image in RAS that the trunk takes last, by the spacing on the working grid."""
+    return method_class(config.trunk).trunk_axis(config.spacing or spacing_of(image))
+
+
+def _move(values: Sequence[int], source: int, target: int) -> tuple[int, ...]:
+    """With one value taken out and put back in at another place."""
+    rest = list(values)
+    rest.insert(target % len(values), rest.pop(source))
+    return tuple(rest)
 
 
 def _number(identifier: str) -> int:

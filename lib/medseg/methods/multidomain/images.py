@@ -14,7 +14,7 @@ from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.crops import crop, fitted_centre
 from medseg.methods.multidomain.registry import MULTIPLE, working_spacing
 from medseg.methods.patches import normalise
-from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
+from medseg.transforms.grid import axis_last, resize, size_at, spacing_of, to_canonical
 
 
 def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> MetaTensor:
@@ -52,17 +52,6 @@ def cut_views(image: MetaTensor, patch: Sequence[int], count: int) -> torch.Tens
     grid = pieces[0].shape[1:]
     centre = fitted_centre([n / 2 for n in grid], patch, grid)
     return torch.stack([crop({"image": piece}, centre, patch)["image"] for piece in pieces])
-
-
-def axis_last(image: MetaTensor, axis: int) -> MetaTensor:
-    """Move a spatial axis to the end; the affine follows."""
-    axes = image.ndim - 1
-    axis %= axes
-    if axis == axes - 1:
-        return image
-    order = [*(a for a in range(axes) if a != axis), axis]
-    plain = image.as_tensor().permute(0, *(1 + a for a in order)).contiguous()
-    return MetaTensor(plain, affine=image.affine[:, [*order, axes]])
 
 
 def pad_slices(slices: torch.Tensor) -> torch.Tensor:

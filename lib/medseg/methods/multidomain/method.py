@@ -42,23 +42,17 @@ from medseg.methods.multidomain.crops import (
     fitted_centre,
     foreground_spots,
 )
-from medseg.methods.multidomain.images import (
-    axis_last,
-    fitted_patch,
-    pad_slices,
-    prepare,
-    with_names,
-)
+from medseg.methods.multidomain.images import fitted_patch, pad_slices, prepare, with_names
 from medseg.methods.multidomain.network import POOLED, MultiDomainNet, SliceTrunk, build_backbone
 from medseg.methods.multidomain.presets import ARM_GROUPS, PRESETS
 from medseg.methods.multidomain.pretrained import load_pretrained
 from medseg.methods.multidomain.recognise import doubts, find_domain
-from medseg.methods.multidomain.registry import build_registry
+from medseg.methods.multidomain.registry import build_registry, slice_axis
 from medseg.methods.multidomain.terms import Regularisers
 from medseg.methods.multidomain.views import draw_view, whole_views
 from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy
 from medseg.networks.trunk import SlicewiseTrunk, Trunk
-from medseg.transforms.grid import resize, to_canonical
+from medseg.transforms.grid import axis_last, resize, to_canonical
 from medseg.transforms.io import read_image
 from medseg.transforms.labels import read_label
 
@@ -115,6 +109,11 @@ class MultiDomain(PatchMethod):
         assert isinstance(backbone, BasicUNet)
         flat = SliceTrunk(backbone, width)
         return SlicewiseTrunk(flat) if dimension == 3 else flat
+
+    @classmethod
+    def trunk_axis(cls, spacing: Sequence[float]) -> int:
+        """That of the slices, by the rule that cuts domains."""
+        return slice_axis(spacing) if len(spacing) == 3 else super().trunk_axis(spacing)
 
     @classmethod
     def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:

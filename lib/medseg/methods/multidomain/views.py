@@ -7,10 +7,9 @@ from monai.data import MetaTensor
 from torch.nn import functional as F
 
 from medseg.methods.multidomain.crops import SIZE, TURN, change_intensity, crop
-from medseg.methods.multidomain.images import axis_last
 from medseg.methods.multidomain.registry import slice_axis
 from medseg.methods.patches import normalise
-from medseg.transforms.grid import spacing_of, to_canonical
+from medseg.transforms.grid import axis_last, spacing_of, to_canonical
 
 COUNT = 9  # ours: slices by which the domain of a volume is told
 SIDE = 64  # ours: pixels of a view along each axis

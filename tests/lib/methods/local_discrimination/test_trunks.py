@@ -49,6 +49,31 @@ def picture(folder: Path, name: str = "a", number: int = 0) -> Case:
     return Case(name, write_grid(folder / f"{name}.png", organ.image, organ.affine))
 
 
+def joint(folder: Path, name: str = "a", spacing: tuple[float, ...] = (1.0, 1.0, 3.0)) -> Case:
+    """A volume with its mask, in slices along its last axis, which is three times as coarse."""
+    organ = make_organ(0, (24, 32, 40), 1, spacing, 0.0)
+    image, mask = (
+        write_grid(folder / f"{name}_{key}.nii.gz", value, organ.affine)
+        for key, value in (("image", organ.image), ("mask", organ.mask))
+    )
+    return Case(name, image, label=mask, names={1: "lesion"})
+
+
+def sagittal(folder: Path, name: str = "a") -> Case:
+    """The same in sagittal slices."""
+    return joint(folder, name, (3.0, 1.0, 1.0))
+
+
+def drawn(folder: Path, name: str = "a") -> Case:
+    """A picture with its mask."""
+    organ = make_organ(0, (48, 40), 1, (1.0, 1.0), 0.0)
+    image, mask = (
+        write_grid(folder / f"{name}_{key}.png", value, organ.affine)
+        for key, value in (("image", organ.image), ("mask", organ.mask))
+    )
+    return Case(name, image, label=mask, names={1: "lesion"})
+
+
 @pytest.mark.parametrize(
     ("trunk", "draw", "settings"),
     [
@@ -56,6 +81,9 @@ def picture(folder: Path, name: str = "a", number: int = 0) -> Case:
         ("caml", volume, {}),
         ("seg4reg", picture, {"grid": (64, 128)}),
         ("dram", volume, {"scale": 1.0, "margin": 100}),
+        ("multidomain", joint, {"patch": (16, 16)}),
+        ("multidomain", sagittal, {"patch": (16, 16)}),
+        ("multidomain", drawn, {"patch": (16, 16)}),
     ],
 )
 def test_a_network_is_pretrained_on_what_it_will_see(
@@ -140,3 +168,22 @@ def test_pretraining_goes_on_with_the_same_network(trunk: str, tmp_path: Path) -
 
     assert config.trunk == trunk
     assert set(account.loaded) == set(network.state_dict())
+
+
+def test_cuts_of_the_multi_domain_network_are_those_of_each_image(tmp_path: Path) -> None:
+    axial, turned = joint(tmp_path, "a"), sagittal(tmp_path, "b")
+    sizes = {"patch": "32,64,16"}
+
+    first, second, plain = (
+        build("multidomain", [axial], **sizes),
+        build("multidomain", [turned], **sizes),
+        build("caml", [turned], **sizes),
+    )
+
+    assert (first.config.patch, second.config.patch, plain.config.patch) == ((24, 32, 16), (32, 40, 16), (24, 32, 16))
+    assert first.load(axial)["image"].shape == (1, 24, 32, 40)
+    assert first.load(turned)["image"].shape == second.load(turned)["image"].shape == (1, 32, 40, 24)
+    assert plain.load(turned)["image"].shape == (1, 24, 32, 40)
+    again = second.fit_config(second.config, [turned])
+    assert again == second.config
+    assert np.allclose(second.load(turned)["image"].pixdim, (1.0, 1.0, 3.0))
