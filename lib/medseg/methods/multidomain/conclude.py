@@ -45,7 +45,7 @@ def renew_statistics(method: MultiDomain, training: TrainingSet) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
-        for images in _batches(method, training, members):
+        for images in _batches(method, training, members, name if own else None):
             network.with_features(images, name)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -76,15 +76,17 @@ def fit_classifier(method: MultiDomain, training: TrainingSet) -> None:
         told.append(domain)
 
 
-def _batches(method: MultiDomain, training: TrainingSet, streams: Sequence[Stream]) -> Iterator[torch.Tensor]:
-    """Batches of whole slices (or of patches, in 3D) from the cases of each stream in turn, without augmentation."""
+def _batches(
+    method: MultiDomain, training: TrainingSet, streams: Sequence[Stream], domain: str | None
+) -> Iterator[torch.Tensor]:
+    """Batches of whole slices (or of a domain's patches, in 3D) from the cases of each stream in turn, as they are."""
     device = next(method.network.parameters()).device
     generator = torch.Generator().manual_seed(method.config.seed)
     for number in range(method.config.norm_batches):
         turns = [(s.cases, number * s.per_batch + i) for s in streams for i in range(s.per_batch)]
         loaded = [training.load(cases[turn % len(cases)]) for cases, turn in turns]
         if method.config.net_axes == 3:
-            drawn = [method.draw(item, None, generator, strong=False, foreground=0.0)["image"] for item in loaded]
+            drawn = [method.draw(item, domain, generator, strong=False, foreground=0.0)["image"] for item in loaded]
             yield torch.stack(drawn).to(device)
         else:
             yield _whole_slices(loaded, method.dimension, generator).to(device)
