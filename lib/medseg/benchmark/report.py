@@ -11,7 +11,7 @@ from typing import Any
 from medseg.benchmark.costs import extra_blocks
 from medseg.benchmark.plan import Benchmark
 from medseg.benchmark.recorder import OVERLAYS, load_overlay, picture_file
-from medseg.benchmark.tables import group_table, ratio_table
+from medseg.benchmark.tables import group_table, interval, paired_tables, ratio_table
 from medseg.benchmark.trial import Trial
 from medseg.methods import method_class
 from medseg.metrics.table import higher_is_better
@@ -105,7 +105,7 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
     )
     header = ["arm", metric, "sd over seeds", "95% interval", "iterations", "seconds", "peak memory MB", "missed"]
     rows = [
-        [name, arm["mean"], arm["sd"], _interval(arm["ci95"]), arm["iterations"], arm["seconds"],
+        [name, arm["mean"], arm["sd"], interval(arm["ci95"]), arm["iterations"], arm["seconds"],
          arm["peak_memory_mb"], arm["missed"]]
         for name, arm in summary["arms"].items()
     ]  # fmt: skip
@@ -115,8 +115,8 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = [plot, make_table(header, rows, {metric: higher}, caption)]
     if summary["differences"]:
         blocks.append(_difference_table(summary["differences"]))
-    if summary.get("tests"):
-        blocks.append(_test_table(summary["tests"]))
+    for tests in (summary["tests"], *summary["further_tests"]):
+        blocks += paired_tables(tests)
     if summary["ratios"]:
         blocks.append(ratio_table(summary["ratios"]))
     if (by_group := group_table(summary["arms"], higher)) is not None:
@@ -131,25 +131,11 @@ def _arms(summary: Mapping[str, Any]) -> list[Block]:
 
 def _difference_table(differences: Mapping[str, Any]) -> Table:
     rows = [
-        [name, d["from"], d["mean"], _interval(d["ci95"]), f"{d['cases_higher']} of {d['cases']}"]
+        [name, d["from"], d["mean"], interval(d["ci95"]), f"{d['cases_higher']} of {d['cases']}"]
         for name, d in differences.items()
     ]
     caption = "Paired by case; the interval is a bootstrap over cases. An interval that holds 0 is no clear difference."
     return make_table(["arm", "against", "difference", "95% interval", "higher in"], rows, caption=caption)
-
-
-def _test_table(tests: Mapping[str, Any]) -> Table:
-    rows = [
-        [tests["tested"], name, d["mean"], _interval(d["ci95"]), f"{d['p']:.4f}", f"{d['p_holm']:.4f}",
-         f"{d['higher']} of {d['patients']}"]
-        for name, d in tests["against"].items()
-    ]  # fmt: skip
-    caption = (
-        "Paired by patient, mean over cases and seeds: Wilcoxon's signed-rank test, two-sided, corrected by Holm for "
-        "the number of arms; the interval is a bootstrap over patients."
-    )
-    header = ["arm", "against", "difference", "95% interval", "p", "p (Holm)", "higher in patients"]
-    return make_table(header, rows, caption=caption)
 
 
 def _cases(summary: Mapping[str, Any]) -> list[Block]:
@@ -239,10 +225,6 @@ def _settings(summary: Mapping[str, Any]) -> Block:
 
 def _shown(value: Any) -> str:
     return "\N{EN DASH}" if value is None else str(value)
-
-
-def _interval(interval: list[float] | None) -> str | None:
-    return None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _with_sd(arm: Mapping[str, Any]) -> str:

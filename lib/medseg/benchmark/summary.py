@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from medseg import __version__
+from medseg.benchmark.paired import all_tests
 from medseg.benchmark.plan import Benchmark
 from medseg.benchmark.ratios import arm_ratios, mean_over_seeds
 from medseg.benchmark.remarks import case_remarks, code_remarks
 from medseg.benchmark.trial import Trial
 from medseg.benchmark.unions import summarise_groups
 from medseg.errors import MedsegError
-from medseg.metrics.statistics import bootstrap_ci, holm, wilcoxon_p
+from medseg.metrics.statistics import bootstrap_ci
 from medseg.metrics.table import mean_table
 from medseg.sources import code_hash
 
@@ -29,8 +30,9 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
     Returns:
         `metric`, `unit`, `higher_is_better`, `arms` (see `summarise_arm`), `failed` (arm -> reason), `differences` of
         every arm from the first one (paired by case, with a 95% bootstrap interval over cases), `tests` of one arm
-        against each of the others (see `paired_tests`), `ratios` that the group declares (see `arm_ratios`), `remarks`
-        on what keeps arms from being compared plainly, `complete`, and what the benchmark was made with.
+        against each of the others (see `paired_tests`), `further_tests` where the group names more arms to test,
+        `ratios` that the group declares (see `arm_ratios`), `remarks` on what keeps arms from being compared plainly,
+        `complete`, and what the benchmark was made with.
     """
     metric = benchmark.group.metric
     arms, tables = {}, {}
@@ -41,6 +43,7 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
             arms[name] |= summarise_groups(arms[name]["cases_by_seed"], benchmark.groups)
             tables[name] = mean_over_seeds([_cases(found) for found in seeds.values()])
     values = {name: arm["cases"] for name, arm in arms.items()}
+    tests = all_tests(values, benchmark.group.tested, patients(benchmark.trials), benchmark.groups)
     expected = len({trial.seed for trial in benchmark.trials})
     return {
         "metric": metric,
@@ -48,7 +51,8 @@ def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]
         "higher_is_better": benchmark.group.higher_is_better,
         "arms": arms,
         "differences": differences(values),
-        "tests": paired_tests(values, benchmark.group.tested, patients(benchmark.trials)),
+        "tests": tests[0] if tests else {},
+        "further_tests": tests[1:],
         "ratios": arm_ratios(benchmark.group, tables),
         "remarks": [*code_remarks(_codes(benchmark)), *case_remarks(values)],
         "failed": dict(failed),
@@ -120,49 +124,6 @@ def differences(arms: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 def patients(trials: Sequence[Trial]) -> dict[str, str]:
     """Patient of every held-out case."""
     return {case.id: case.patient for trial in trials for case in trial.held_out}
-
-
-def paired_tests(
-    arms: Mapping[str, Mapping[str, float]], tested: str | None, patient: Mapping[str, str]
-) -> dict[str, Any]:
-    """The tested arm against each of the others, one pair per patient (the mean over the patient's cases and seeds).
-
-    Args:
-        arms: values of every case by arm.
-        tested: name of the arm; None: the last one.
-        patient: patient of every case; cases that it does not name are patients of their own.
-
-    Returns:
-        `tested` and, by name of the other arm, `mean` difference with `ci95` (bootstrap over patients), `p` of
-        Wilcoxon's signed-rank test, `p_holm` corrected for all of them, `higher` in so many of `patients`.
-    """
-    name = tested if tested in arms else next(reversed(list(arms)), None)
-    if name is None or len(arms) < 2:
-        return {}
-    pairs = {other: _pairs(arms[name], arms[other], patient) for other in arms if other != name}
-    pairs = {other: values for other, values in pairs.items() if values}
-    corrected = holm({other: wilcoxon_p(values) for other, values in pairs.items()})
-    against = {
-        other: {
-            "mean": float(np.mean(values)),
-            "ci95": list(bootstrap_ci(values)),
-            "p": wilcoxon_p(values),
-            "p_holm": corrected[other],
-            "higher": sum(value > 0 for value in values),
-            "patients": len(values),
-        }
-        for other, values in pairs.items()
-    }
-    return {"tested": name, "against": against}
-
-
-def _pairs(one: Mapping[str, float], two: Mapping[str, float], patient: Mapping[str, str]) -> list[float]:
-    """Differences of two arms, one per patient."""
-    found: dict[str, list[float]] = {}
-    for case in one:
-        if case in two:
-            found.setdefault(patient.get(case, case), []).append(one[case] - two[case])
-    return [float(np.mean(values)) for values in found.values()]
 
 
 def environment(device: str) -> dict[str, Any]:

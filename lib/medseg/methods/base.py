@@ -573,6 +573,16 @@ class Method(ABC):
         labels = self.judged_labels(prediction, case)
         return segmentation_metrics(prediction.mask[0].numpy(), truth[0].numpy(), labels, spacing)
 
+    @classmethod
+    def incomparable(cls, config: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+        """Why the quality of a model does not compare with that of an earlier one; "": it does, the default.
+
+        Args:
+            config: its settings.
+            before: those of the earlier one.
+        """
+        return ""
+
     def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
         """Label name -> number of what `evaluate` compares in this case. Default: all labels."""
         return self.labels

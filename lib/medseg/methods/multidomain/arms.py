@@ -2,8 +2,8 @@
 
 Budget: every arm of a benchmark takes T steps in all, of the same number of slices each, and so sees every domain
 equally often. The joint arms take T steps with n slices of each of the K domains; here each of K networks takes T / K
-steps with K n slices of its own domain. `individual_steps`, which is run only when named, takes T steps with n slices
-instead: as many slices, K times as many steps.
+steps with K n slices of its own domain. `individual_steps` reads the budget the other way: T steps with n slices for
+each of them, as many slices and K times as many steps.
 """
 
 from __future__ import annotations

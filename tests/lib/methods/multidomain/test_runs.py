@@ -36,7 +36,7 @@ def test_all_arms_of_the_benchmark_are_compared_on_every_domain(
     summary = run_benchmark(request)
 
     assert not summary.get("failed")
-    names = ["individual", "transfer", "shared", "domain_layers", "contrastive", "prior", "full"]
+    names = ["individual", "individual_steps", "transfer", "shared", "domain_layers", "contrastive", "prior", "full"]
     assert list(summary["arms"]) == names
     for arm in summary["arms"].values():
         assert sorted(case.split("_")[0] for case in arm["cases"]) == ["ankle", "knee", "shoulder"]
