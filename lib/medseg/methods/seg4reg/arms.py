@@ -17,6 +17,7 @@ from medseg.methods.seg4reg.judge import true_angles, true_mask
 from medseg.methods.seg4reg.targets import read_truth
 from medseg.metrics.smape import angle_errors
 from medseg.networks.precision import autocast
+from medseg.transforms.grid import to_grid
 from medseg.transforms.io import read_image
 
 SPEED_HEIGHT = 1024
@@ -64,7 +65,7 @@ def time_inference(context: Any) -> dict[str, Any]:
 
 
 def _time_once(method: Any, case: Case) -> dict[str, float]:
-    """Seconds of loading, of the networks, and of going back to the image's grid with geometry."""
+    """Seconds of loading, of the networks, of going back to the image's grid, and of geometry with markups there."""
     started = time.perf_counter()
     loaded = method.load(case.without_label())
     ready = time.perf_counter()
@@ -72,12 +73,17 @@ def _time_once(method: Any, case: Case) -> dict[str, float]:
         prediction = method.predict(loaded)
     seen = time.perf_counter()
     image = read_image(case.image)
-    truth = true_mask(read_truth(case, image), image, None)
+    drawn = None if case.label is None else method.read_truth(case, image)
+    truth = true_mask(read_truth(case, image), image, drawn)
     again = time.perf_counter()
+    for found in (prediction.probabilities, prediction.uncertainty):
+        to_grid(found, image)
+    restored = time.perf_counter()
     if truth is not None:
         prediction.mask = MetaTensor(torch.from_numpy((truth > 0).astype(np.uint8))[None], affine=image.affine)
     method.finish(prediction, case)
-    return {"load": ready - started, "networks": seen - ready, "geometry": time.perf_counter() - again}
+    done = time.perf_counter()
+    return {"load": ready - started, "networks": seen - ready, "grid": restored - again, "geometry": done - restored}
 
 
 def _angles(method: Any, cases: Sequence[Case]) -> dict[str, NDArray[np.float64]]:

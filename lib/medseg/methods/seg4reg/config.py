@@ -49,6 +49,7 @@ class Seg4RegConfig(MethodConfig):
     geometry_cases: int = 1  # ours: cases per batch whose mask is measured; it costs as much as a step on a CPU
 
     # inference
+    gap_bias: float = 2.0  # ours: added to the gap's logit, so that a thin gap parts two vertebrae; see the benchmark
     flip: bool = False  # ours: average with the mirrored image
     geometry_share: float = (
         0.7  # ours: weight of geometry against R(S(x)); 1 costs 0.2, 0.5 costs 0.3 SMAPE (tuning cases)

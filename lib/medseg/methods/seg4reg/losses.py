@@ -12,7 +12,7 @@ from medseg.losses.ramp import ramp_up
 from medseg.losses.segmentation import SegmentationLoss
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.geometry import Limits, measure_quads
-from medseg.methods.seg4reg.network import IMAGE, MASK, SOFT, Seg4RegNetwork
+from medseg.methods.seg4reg.network import IMAGE, MASK, SOFT, Seg4RegNetwork, vertebra_prob
 from medseg.methods.seg4reg.regressor import UNIT, Regression, as_picture
 from medseg.methods.seg4reg.targets import GAP, VERTEBRA
 from medseg.metrics.quads import quads_of_mask
@@ -61,13 +61,15 @@ def all_terms(network: Seg4RegNetwork, config: Seg4RegConfig, batch: Examples, i
         terms["segmentation"] = segmentation_loss(logits, batch, config.gap_weight)
         if regression is not None:
             weight = triangle_weight(config, iteration)
-            prob = torch.softmax(logits, dim=1)[:, VERTEBRA : VERTEBRA + 1]
+            prob = vertebra_prob(logits)
             soft = network.regress(as_picture(prob if weight > 0 else prob.detach()), SOFT)
             terms["angles_soft"] = config.angle_weight * angle_loss(
                 soft.angles, batch.angles, batch.has_angles, config.l1_weight
             )
             if config.triangle:
-                terms["triangle"] = weight * triangle_loss(config, regression, soft, prob, batch, iteration)
+                terms["triangle"] = weight * triangle_loss(
+                    config, regression, soft, vertebra_prob(logits.detach(), config.gap_bias), batch, iteration
+                )
     return terms
 
 

@@ -42,7 +42,7 @@ from medseg.methods.seg4reg.fusion import Paths
 from medseg.methods.seg4reg.geometry import Limits, measure_mask, measure_quads
 from medseg.methods.seg4reg.judge import judge, true_mask
 from medseg.methods.seg4reg.losses import Examples, all_terms
-from medseg.methods.seg4reg.network import IMAGE, SOFT, Seg4RegNetwork
+from medseg.methods.seg4reg.network import IMAGE, SOFT, Seg4RegNetwork, vertebra_prob
 from medseg.methods.seg4reg.picture import centred, contrast_channels, working_copy
 from medseg.methods.seg4reg.pictures import agreement_blocks, spine_figure
 from medseg.methods.seg4reg.presets import ARM_GROUPS, PRESETS
@@ -50,7 +50,6 @@ from medseg.methods.seg4reg.regressor import UNIT, Regression, as_picture
 from medseg.methods.seg4reg.report import complete_prediction, path_measurements
 from medseg.methods.seg4reg.segmenter import Segmenter, growing_widths
 from medseg.methods.seg4reg.targets import (
-    VERTEBRA,
     VERTEBRAE,
     close_gaps,
     draw_spine,
@@ -305,12 +304,13 @@ class Seg4Reg(Method):
         image_angles = _degrees(self.network, regression)
         if self.network.segmenter is None:
             return None, image_angles, None
-        prob = torch.softmax(self.network.segment(window[None], regression), dim=1)[:, VERTEBRA : VERTEBRA + 1]
+        logits = self.network.segment(window[None], regression)
+        prob = vertebra_prob(logits, self.config.gap_bias)
         if self.config.flip and not mirror:
             turned = window[None].flip(2)
             again = self.network.segment(turned, self.network.regress(turned, IMAGE) if regression else None)
-            prob = (prob + torch.softmax(again, dim=1)[:, VERTEBRA : VERTEBRA + 1].flip(2)) / 2
-        soft = self.network.regress(as_picture(prob), SOFT) if regression is not None else None
+            prob = (prob + vertebra_prob(again, self.config.gap_bias).flip(2)) / 2
+        soft = self.network.regress(as_picture(vertebra_prob(logits)), SOFT) if regression is not None else None
         canvas = torch.zeros(1, *image.shape[1:])
         width = min(image.shape[1], size[0])
         left = max(-start, 0)
@@ -321,7 +321,7 @@ class Seg4Reg(Method):
         """Mean x of the vertebrae in a wide picture; None where S sees none."""
         width = -(-image.shape[1] // 32) * 32
         whole, start = centred(image, (width, self.config.size[1]))
-        mass = torch.softmax(self.network.segment(whole[None]), dim=1)[0, VERTEBRA].sum(dim=1)
+        mass = vertebra_prob(self.network.segment(whole[None]))[0, 0].sum(dim=1)
         if float(mass.sum()) < 1:
             return None
         return float((mass * torch.arange(len(mass), device=mass.device)).sum() / mass.sum()) - start

@@ -9,6 +9,7 @@ from medseg.losses.activation import normalise_maps
 from medseg.methods.seg4reg.config import Seg4RegConfig
 from medseg.methods.seg4reg.regressor import UNIT, Regression, Regressor
 from medseg.methods.seg4reg.segmenter import Segmenter
+from medseg.methods.seg4reg.targets import GAP, VERTEBRA
 from medseg.networks.domain_norm import convert_batch_norm, domain_view
 
 IMAGE, MASK, SOFT = KINDS = ("image", "mask", "soft")
@@ -65,6 +66,18 @@ class Seg4RegNetwork(nn.Module):
     def degrees(self, regression: Regression) -> torch.Tensor:
         """(B, 3) degrees."""
         return regression.angles * UNIT
+
+
+def vertebra_prob(logits: torch.Tensor, gap_bias: float = 0.0) -> torch.Tensor:
+    """(B, 1, x, y) probability of a vertebra from logits (B, 3, x, y) of S.
+
+    Args:
+        logits: background, vertebra, gap.
+        gap_bias: added to the logit of the gap. One missed pixel of a gap makes one vertebra of two.
+    """
+    bias = logits.new_zeros(logits.shape[1], 1, 1)
+    bias[GAP] = gap_bias
+    return torch.softmax(logits + bias, dim=1)[:, VERTEBRA : VERTEBRA + 1]
 
 
 def attention_gate(maps: torch.Tensor) -> torch.Tensor:

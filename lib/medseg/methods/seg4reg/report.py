@@ -164,7 +164,7 @@ def _markups(prediction: Prediction, geometry: SpineGeometry | None) -> tuple[Ma
         corner = np.stack([left, right, right + (far_left - far_right)])
         made.append(
             Markup(
-                "Angle", f"Cobb {name}", _points(apply_affine(affine, corner)),
+                "Angle", f"Cobb {name} of the mask", _points(apply_affine(affine, corner)),
                 measurement=Measurement(round(angle, 2), "deg"),
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,19 @@ def test_masks_alone_are_enough_for_the_constant_and_the_mask_route(tmp_path: Pa
     assert constant["cases"] == pytest.approx(
         route["cases"], abs=0.5
     )  # nothing learnt: the training mean is the answer
+
+
+@pytest.mark.parametrize("write", [write_spines, write_masks])
+def test_time_is_told_part_by_part(write: Callable[..., Path], tmp_path: Path) -> None:
+    data = write(tmp_path / "data", 4)
+
+    summary = run_benchmark(request_for(data, tmp_path / "out", held_out=2, arms=("inference",)))
+
+    arm = summary["arms"]["inference"]
+    parts = arm["extra"]["seconds_by_part"]
+    assert list(parts) == ["load", "networks", "grid", "geometry"]
+    assert arm["mean"] == pytest.approx(sum(parts.values()))
+    assert min(parts.values()) > 0
 
 
 def test_a_constant_of_nothing_is_one_sentence(tmp_path: Path) -> None:

@@ -178,7 +178,9 @@ def test_in_use_r_is_normalised_as_in_training(kind: str, other: str) -> None:
 
     trained = net.regress(pictures[kind], kind).maps
     net.eval()
-    own, foreign = ((net.regress(pictures[kind], name).maps - trained).norm() / trained.norm() for name in (kind, other))
+    own, foreign = (
+        (net.regress(pictures[kind], name).maps - trained).norm() / trained.norm() for name in (kind, other)
+    )
 
     assert own < 0.15  # statistics of a running mean
     assert foreign > 0.3

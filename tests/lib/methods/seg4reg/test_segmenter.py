@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from medseg.methods.seg4reg.network import attention_gate
+from medseg.methods.seg4reg.network import attention_gate, vertebra_prob
 from medseg.methods.seg4reg.segmenter import Segmenter
 
 
@@ -27,3 +28,14 @@ def test_the_gate_is_the_mean_of_normalised_maps_without_gradient() -> None:
 
     assert not gate.requires_grad
     assert torch.allclose(gate, torch.tensor([[[[(0.25 + 1) / 3, 2 / 3]]]]))
+
+
+def test_a_bias_makes_gaps_of_what_is_nearly_one_and_of_nothing_else() -> None:
+    vertebra, unsure, background = [0.0, 6.0, 0.0], [0.0, 1.0, 0.0], [6.0, 0.0, 0.0]
+    logits = torch.tensor([vertebra, unsure, background]).T[None, :, None]  # (1, 3, 1, 3)
+
+    plain, biased = vertebra_prob(logits)[0, 0, 0], vertebra_prob(logits, 2.0)[0, 0, 0]
+
+    assert (plain > 0.5).tolist() == [True, True, False]
+    assert (biased > 0.5).tolist() == [True, False, False]
+    assert plain.tolist() == pytest.approx(torch.softmax(logits, dim=1)[0, 1, 0].tolist())
