@@ -5,10 +5,10 @@ Candidate and current champion are measured on the same frozen validation cases.
 1. A candidate that cannot be loaded, holds a weight that is not finite, fails on a validation case or measures a value
    that is not finite is rejected.
 2. Without a champion the candidate is published, with its metrics where there are validation cases.
-3. A champion that cannot be loaded any more, or that has a label which the candidate lacks or numbers otherwise, cannot
-   be compared: the candidate is published, and the note says so. A rollback stays possible. Where the champion loads
-   and cannot be measured (want of memory or disk, a failing GPU, anything unforeseen), it stays. Labels that only the
-   candidate knows are compared: the champion misses them.
+3. A champion that cannot be loaded any more, that has a label which the candidate lacks or numbers otherwise, or of
+   which the method says so (`Method.incomparable`) cannot be compared: the candidate is published, and the note says
+   so. A rollback stays possible. Where the champion loads and cannot be measured (want of memory or disk, a failing
+   GPU, anything unforeseen), it stays. Labels that only the candidate knows are compared: the champion misses them.
 4. Without validation cases nothing can be compared: the candidate is published as "not validated", unless the champion
    was validated when it was published; then the champion stays.
 5. Otherwise the candidate is published if its quality is higher than the champion's by more than `eps`, and no group

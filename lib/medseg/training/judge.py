@@ -79,14 +79,20 @@ class Judge:
             return Verdict(False, "rejected: the candidate's metrics are not finite.", candidate)
         if champion is None:
             return Verdict(True, f"first model, {_quality(candidate)}.", candidate)
-        labels, before = (read_config(folder).get("labels", {}) for folder in (run, champion.folder))
-        if not before.items() <= labels.items():
-            old, new = (_label_names(folder) for folder in (champion.folder, run))
-            why = f"the labels changed from {old} to {new}, not compared with version {champion.number}"
-            return Verdict(True, f"{why}; {_quality(candidate)}.", candidate)
+        new, old = (read_config(folder) for folder in (run, champion.folder))
+        if why := self._difference(new, old):
+            sentence = f"{why}, not compared with version {champion.number}; {_quality(candidate)}."
+            return Verdict(True, sentence, candidate)
         if candidate is None:
             return _unvalidated(champion)
-        return self._against(champion, candidate, labels)
+        return self._against(champion, candidate, new.get("labels", {}))
+
+    def _difference(self, new: dict[str, Any], old: dict[str, Any]) -> str:
+        """Why two models do not compare, by what their folders say; "": they do."""
+        labels, before = (about.get("labels", {}) for about in (new, old))
+        if not before.items() <= labels.items():
+            return f"the labels changed from {_label_names(before)} to {_label_names(labels)}"
+        return self.method.incomparable(new.get("config", {}), old.get("config", {}))
 
     def _against(self, champion: Version, candidate: dict[str, Any], labels: dict[str, int]) -> Verdict:
         try:
@@ -247,8 +253,8 @@ def _quality(metrics: dict[str, Any] | None) -> str:
     return f"validation quality {metrics['quality']:.4f}" if metrics else "not validated"
 
 
-def _label_names(folder: Path) -> str:
-    return ", ".join(f"{name}={index}" for name, index in read_config(folder).get("labels", {}).items()) or "none"
+def _label_names(labels: dict[str, int]) -> str:
+    return ", ".join(f"{name}={index}" for name, index in labels.items()) or "none"
 
 
 def _first_line(error: BaseException | str) -> str:

@@ -207,6 +207,23 @@ def test_changed_labels_are_published_without_comparison(
     assert "labels changed from organ=1 to atrium=1, not compared with version 1" in decision.reason
 
 
+def test_a_method_may_say_that_two_models_do_not_compare(
+    registry: ModelRegistry, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = lambda _, new, old: "" if new["seed"] == old["seed"] else f"seed {old['seed']} became {new['seed']}"  # noqa: E731
+    monkeypatch.setattr(Threshold, "incomparable", classmethod(seeds))
+    pass_gate(registry, save_run(tmp_path / "a", 35), cases)
+    other = save_run(tmp_path / "b", 47)
+    about = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**about, "config": {**about["config"], "seed": 7}}))
+
+    worse, published = pass_gate(registry, save_run(tmp_path / "c", 46), cases), pass_gate(registry, other, cases)
+
+    assert worse.reason.startswith("rejected: not better")
+    assert published.published
+    assert "seed 0 became 7, not compared with version 1; validation quality 0.6667" in published.reason
+
+
 def test_a_new_label_does_not_open_the_gate_for_a_worse_model(
     registry: ModelRegistry, cases: list[Case], tmp_path: Path
 ) -> None:

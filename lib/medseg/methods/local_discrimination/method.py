@@ -305,6 +305,12 @@ class LocalDiscrimination(PatchMethod):
                 values |= landmarks.radial_errors(markup, case, self.config.pixel_mm or 1.0)
         return values
 
+    @classmethod
+    def incomparable(cls, config: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+        """Places are found again the more easily, the more of an image a trunk sees."""
+        old, new = (settings.get("trunk", V_NET) for settings in (before, config))
+        return "" if old == new else f"the trunk changed from {old} to {new}"
+
     def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
         """The shape alone."""
         return dict([self.answer])

@@ -187,3 +187,8 @@ def test_cuts_of_the_multi_domain_network_are_those_of_each_image(tmp_path: Path
     again = second.fit_config(second.config, [turned])
     assert again == second.config
     assert np.allclose(second.load(turned)["image"].pixdim, (1.0, 1.0, 3.0))
+
+
+def test_models_of_two_trunks_do_not_compete() -> None:
+    assert LocalDiscrimination.incomparable({"trunk": "dram"}, {"trunk": "dram", "width": 8}) == ""
+    assert LocalDiscrimination.incomparable({"trunk": "dram"}, {}) == "the trunk changed from caml to dram"
