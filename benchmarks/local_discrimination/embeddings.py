@@ -34,7 +34,7 @@ def main() -> None:
     for path in arguments.images:
         image = method.load(Case(path.stem, path))["image"].as_tensor()
         with torch.no_grad():
-            vectors, assignment = method.network.dense(method.network.maps(image[None].to(arguments.device)))
+            vectors, assignment = method.network.on_grid(image[None].to(arguments.device))
         rows.append(image)
         maps.append(vectors[0].cpu())
         regions.append(assignment[0].argmax(dim=0).cpu())
@@ -49,8 +49,8 @@ def main() -> None:
 
 
 def shade(image: torch.Tensor) -> torch.Tensor:
-    """The image's middle slice as (3, x, y) in [0, 1]."""
-    plane = flat(image)
+    """The image's middle slice as (3, x, y) in [0, 1]; of several channels that are no colours the first."""
+    plane = flat(image if image.shape[0] == 3 else image[:1])
     low, high = plane.quantile(0.01), plane.quantile(0.99)
     return ((plane - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).expand(3, -1, -1)
 

@@ -332,8 +332,7 @@ class LocalDiscrimination(PatchMethod):
     def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
         """The embedding: its three principal components in this image."""
         image = loaded["image"].as_tensor()[None].to(self.network.prototypes.device)
-        vectors = nn.functional.interpolate(self.network.dense(self.network.maps(image))[0], image.shape[2:])
-        (colours,) = embedding_colours([vectors[0]])
+        (colours,) = embedding_colours([self.network.on_grid(image)[0][0]])
         return {f"embedding {number}": plane for number, plane in enumerate(colours, start=1)}
 
     @torch.no_grad()

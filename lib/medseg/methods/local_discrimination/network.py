@@ -76,6 +76,16 @@ class EmbeddingNet(nn.Module):
         regions = torch.softmax(self.assign(hidden).float(), dim=-1)
         return vectors.movedim(-1, 1), regions.movedim(-1, 1)
 
+    def on_grid(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding and regions of every voxel of images (B, C, *grid), whatever the stride of the finest map is.
+
+        Returns:
+            As `dense`, on the images' own grid; the voxels of one cell have the same.
+        """
+        window = (slice(None), slice(None), *(slice(n) for n in image.shape[2:]))
+        vectors, regions = (_spread(found, self.trunk.strides[0])[window] for found in self.dense(self.maps(image)))
+        return vectors, regions
+
     def _hidden(self, maps: Sequence[torch.Tensor], level: int) -> torch.Tensor:
         """The mixed hypercolumn (B, *grid, HIDDEN). Mixing before interpolation is the same and takes less memory."""
         grid, strides = maps[level].shape[2:], self.trunk.strides
@@ -106,6 +116,11 @@ def read_at(tensor: torch.Tensor, points: torch.Tensor, stride: Sequence[int] | 
         tensor.float(), places.reshape(shape).float(), mode="bilinear", padding_mode="border", align_corners=False
     )
     return found.flatten(2).transpose(1, 2)
+
+
+def _spread(cells: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """Every cell of (B, C, *cells) repeated for the voxels that it covers."""
+    return F.interpolate(cells, scale_factor=[float(s) for s in stride], mode="nearest")
 
 
 def _to_level(share: torch.Tensor, stride: Sequence[int], target: Sequence[int], grid: Sequence[int]) -> torch.Tensor:

@@ -79,7 +79,8 @@ def test_every_trunk_tells_widths_and_strides_of_its_maps(name: str, grid: tuple
     kind, image = method_class(name), MetaTensor(torch.randn(1, *grid), affine=torch.eye(len(grid) + 1))
     net = EmbeddingNet(kind.trunk(1, len(grid), 4, "instance"), 8, 5).eval()
 
-    maps = net.maps(torch.stack([kind.trunk_image(image).as_tensor()] * 2))
+    shown = torch.stack([kind.trunk_image(image).as_tensor()] * 2)
+    maps = net.maps(shown)
     vectors, regions = net.dense(maps, 1)
 
     expected = [
@@ -90,6 +91,13 @@ def test_every_trunk_tells_widths_and_strides_of_its_maps(name: str, grid: tuple
     assert vectors.shape == (2, 8, *expected[1][2:])
     assert torch.allclose(regions.sum(dim=1), torch.ones(2, *expected[1][2:]), atol=1e-5)
     assert net.vectors_at(maps, torch.rand(2, 6, len(grid)) * 16).shape == (2, 6, 8)
+    fine, cells = net.on_grid(shown), net.dense(maps)
+    assert fine[0].shape == (2, 8, *grid)
+    assert fine[1].shape == (2, 5, *grid)
+    place = tuple(n - 2 for n in grid)  # the last but one: rounding would move it
+    cell = tuple(p // s for p, s in zip(place, net.trunk.strides[0], strict=True))
+    for whole, coarse in zip(fine, cells, strict=True):
+        assert torch.equal(whole[(slice(None), slice(None), *place)], coarse[(slice(None), slice(None), *cell)])
 
 
 def test_a_slicewise_trunk_sees_one_slice_at_a_time() -> None:
