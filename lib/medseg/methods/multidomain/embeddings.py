@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from medseg.cases import Case
 from medseg.methods.multidomain.images import cut_views
+from medseg.methods.multidomain.registry import MULTIPLE
 
 if TYPE_CHECKING:
     from medseg.methods.multidomain.method import MultiDomain
@@ -36,6 +39,8 @@ class Embedding:
 def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None = None) -> list[Embedding]:
     """Pooled features at the three deepest scales of evenly spread slices of the cases.
 
+    All are cut to one size that fits inside every image: what is padded has a size, and sizes name domains.
+
     Args:
         method: with its network in eval mode.
         cases: of several domains, none of them learnt from.
@@ -46,9 +51,11 @@ def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None =
     rows: list[list[Array]] = []
     domains: list[str] = []
     patients: list[str] = []
-    for case in cases:
-        loaded = method.load(case.without_label())
-        views = cut_views(loaded["image"], method.patch_of(None), SLICES).to(device)
+    axes = method.config.net_axes
+    whole = [(case, method.load(case.without_label())) for case in cases]
+    size = common_size([loaded["image"].shape[1 : 1 + axes] for _, loaded in whole])
+    for case, loaded in whole:
+        views = cut_views(_at_least(loaded["image"], size), size, SLICES).to(device)
         _, features = method.network.with_features(views, common or loaded["domain"])
         rows.append([found.float().cpu().numpy().astype(np.float64) for found in features])
         domains += [loaded["domain"]] * len(views)
@@ -56,6 +63,20 @@ def embed_cases(method: MultiDomain, cases: Sequence[Case], common: str | None =
     scales = range(len(rows[0]))
     told = (tuple(domains), tuple(patients))
     return [Embedding(np.concatenate([row[scale] for row in rows]), *told) for scale in scales]
+
+
+def common_size(grids: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The largest size inside all grids that the network can halve four times; at least one step of 16."""
+    return tuple(max(MULTIPLE, min(lengths) // MULTIPLE * MULTIPLE) for lengths in zip(*grids, strict=True))
+
+
+def _at_least(image: MetaTensor, size: Sequence[int]) -> MetaTensor:
+    """An image (C, *grid) that is thinner than a size, repeated at its border; zeros would name its domain."""
+    missing = [max(0, wanted - n) for wanted, n in zip(size, image.shape[1:], strict=False)]
+    missing += [0] * (image.ndim - 1 - len(missing))
+    pads = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]
+    plain = image.as_tensor()[None]
+    return MetaTensor(F.pad(plain, pads, mode="replicate")[0], affine=image.affine) if any(missing) else image
 
 
 def principal_components(features: Array, count: int = 2) -> Array:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from medseg.cases import Case
 from medseg.methods.multidomain.embeddings import (
     Embedding,
+    common_size,
     draw_embeddings,
     embed_cases,
     nearest_centre_accuracy,
@@ -64,3 +68,37 @@ def test_every_scale_of_a_model_is_drawn(make: Any, joints: list[Case]) -> None:
     assert len(draw_embeddings(scales, "joints").axes) == 3
     common = embed_cases(method, joints[::3], "knee")
     assert common[0].features == pytest.approx(scales[0].features)  # slots are equal before training
+
+
+SHAPES = {"ankle": (98, 44, 24), "knee": (64, 72, 24), "shoulder": (48, 40, 24)}
+
+
+def test_noise_of_three_sizes_is_told_apart_no_better_than_by_chance(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make()
+    method.network.eval()
+    torch.manual_seed(0)
+    cases = [Case(f"{name}_{i}", Path("x"), domain=name) for name in SHAPES for i in range(8)]
+    monkeypatch.setattr(
+        method, "load", lambda case: {"image": MetaTensor(torch.randn(1, *SHAPES[case.domain])), "domain": case.domain}
+    )
+
+    found = [nearest_centre_accuracy(scale) for scale in embed_cases(method, cases)]
+
+    assert max(found) < 0.5  # a third is chance; all three are 1 where the smaller ones are padded
+    assert common_size([shape[:2] for shape in SHAPES.values()]) == (48, 32)
+
+
+def test_thin_images_are_widened_without_zeros(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make()
+    seen: list[torch.Tensor] = []
+    thin = MetaTensor(torch.ones(1, 10, 40, 8))
+    monkeypatch.setattr(method, "load", lambda case: {"image": thin, "domain": "knee"})
+    real = method.network.with_features
+    monkeypatch.setattr(method.network, "with_features", lambda x, domain: seen.append(x) or real(x, domain))
+
+    embed_cases(method, [Case("a", Path("x"), domain="knee")])
+
+    assert tuple(seen[0].shape) == (8, 1, 16, 32)
+    assert bool((seen[0] == 1).all())
