@@ -65,7 +65,7 @@ def main() -> None:
 
     before = run("before", old)
     init = str(asked.out / "before" / "model.safetensors")
-    after = run("after", [*old, *new], init=init, learning_rate=config.learning_rate / 3)
+    after = run("after", [*old, *new], init=init)
     alone = run("alone", new)
     loss = {name: round(dice - after[name], 4) for name, dice in before.items()}
     passed = max(loss.values()) <= POINT

@@ -63,6 +63,9 @@ class MultiDomainConfig(PatchConfig):
 
     # a domain that is added to a trained model
     freeze_share: float = 0.3  # ours: share of the iterations in which only the new slot and head learn
+    added_rate: float = (
+        1 / 3
+    )  # ours: of the learning rate, so that old domains are not unlearnt while all are rehearsed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +75,14 @@ class MultiDomainConfig(PatchConfig):
         for key in ("prior_share", "freeze_share", "least_confidence"):
             if not 0 <= getattr(self, key) < 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1)")
-        for key in ("contrast_weight", "prior_weight", "adversarial_weight", "weight_decay", "encoder_rate"):
+        for key in (
+            "contrast_weight",
+            "prior_weight",
+            "adversarial_weight",
+            "weight_decay",
+            "encoder_rate",
+            "added_rate",
+        ):
             if not getattr(self, key) >= 0:  # NaN, too, is refused
                 raise MedsegError(f"{key} = {getattr(self, key)} must be a number from 0")
         if min(self.domain_batch, self.width, self.contrast_size, self.prior_code, self.prior_width) < 1:

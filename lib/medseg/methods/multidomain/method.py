@@ -327,17 +327,18 @@ class MultiDomain(PatchMethod):
         return table[label.long()]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; no weight decay on norms and biases, and the encoder's own rate where it has one."""
+        """AdamW; no weight decay on norms and biases; rates of the encoder and of runs that add domains."""
         config = self.config
+        learning_rate = config.learning_rate * (config.added_rate if config.added else 1)
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         encoder = {id(p) for p in conclude.encoder_parameters(self.network)} if config.encoder_rate != 1 else set()
         groups = [
             {"params": [p for p in part if (id(p) in encoder) is inside], "weight_decay": decay, "lr": rate}
             for part, decay in ((decayed, config.weight_decay), (plain, 0.0))
-            for inside, rate in ((False, config.learning_rate), (True, config.learning_rate * config.encoder_rate))
+            for inside, rate in ((False, learning_rate), (True, learning_rate * config.encoder_rate))
         ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
 
     def conclude(self, training: TrainingSet) -> None:
         """Statistics of the norms, domain by domain; where each domain lies; what is usual in it."""

@@ -189,6 +189,19 @@ def test_first_only_the_new_domain_learns_and_then_all(
     assert all(p.requires_grad for p in method.network.shared_parameters())
 
 
+def test_run_that_adds_a_domain_learns_more_slowly(make: Any, old: Path) -> None:
+    rates = {
+        name: {round(group["lr"], 9) for group in method.optimizer().param_groups}
+        for name, method in (
+            ("added", extend(make, old, learning_rate=3e-3)),
+            ("chosen", extend(make, old, learning_rate=3e-3, added_rate=0.5)),
+            ("new", make(learning_rate=3e-3)),
+        )
+    }
+
+    assert rates == {"added": {1e-3}, "chosen": {1.5e-3}, "new": {3e-3}}
+
+
 def test_slot_is_copied_once_so_that_a_resumed_run_keeps_what_it_learnt(
     make: Any, joints: list[Case], training_set: Any, old: Path
 ) -> None:
