@@ -15,7 +15,7 @@ from medseg.errors import NotFoundError, UnusableInputError
 from medseg.inference.model_folder import save_model
 from medseg.methods import method_class
 from medseg.methods.local_discrimination.network import EmbeddingNet
-from medseg.networks.domain_norm import convert_batch_norm, domain_slots
+from medseg.networks.domain_norm import convert_batch_norm, domain_slots, without_slot
 from medseg.networks.hooks import insert_after
 from medseg.networks.vnet import VNet
 from medseg.phantoms.study import FLAT, StudyOptions, write_dataset
@@ -178,7 +178,11 @@ def test_who_can_start_from_a_pretrained_model_takes_its_shape(
 
 
 SIZES = {"dram": (24, 24, 16), "seg4reg": (64, 64), "multidomain": (40, 32, 8)}
-PARTS = {"dram": "backbone.", "seg4reg": "segmenter.", "multidomain": "backbone."}
+PARTS = {
+    "dram": {"backbone.": "trunk.", "final.": "trunk."},
+    "seg4reg": {"segmenter.": "trunk."},
+    "multidomain": {"backbone.": "trunk.flat.backbone."},
+}
 
 
 @pytest.mark.parametrize("name", list(SIZES))
@@ -194,15 +198,14 @@ def test_who_has_another_network_starts_from_that_network_pretrained(name: str, 
     network = other(config, {"lesion": 1} if name == "dram" else other.fit_labels({"atrium": 1})).network
     account = load_initial(network, tmp_path / "pre")
 
-    given = load_file(tmp_path / "pre" / "model.safetensors")
-    own = {key: value for key, value in network.state_dict().items() if key.startswith(PARTS[name])}
-    assert set(own) <= {*account.loaded, *account.shape_differs}
-    kernels = [value for key, value in own.items() if key in account.loaded and value.ndim >= 4]
-    known = {value.shape: [] for value in kernels}
-    for value in given.values():
-        known.get(value.shape, []).append(value)
-    assert len(kernels) >= 10
-    assert all(any(torch.equal(value, source) for source in known[value.shape]) for value in kernels)
+    given, own = load_file(tmp_path / "pre" / "model.safetensors"), network.state_dict()
+    for part, source in PARTS[name].items():
+        below = [key for key in own if key.startswith(part)]
+        assert sum(own[key].ndim >= 4 for key in below) >= 10
+        for key in below:
+            assert torch.equal(own[key], given[source + without_slot(key).removeprefix(part)]), key
+        assert set(below) <= set(account.loaded)
+    assert [key for key in account.shape_differs if key.startswith(tuple(PARTS[name]))] == []
 
 
 def test_all_slots_of_a_norm_start_from_the_norm_without_slots(tmp_path: Path) -> None:

@@ -11,17 +11,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.inference.model_folder import save_model
+from medseg.inference.predictor import Predictor
 from medseg.methods import METHODS, method_class
+from medseg.methods.base import Batch, StepOutput
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.phantoms.chest import make_chest
 from medseg.phantoms.organs import make_organ
 from medseg.phantoms.study import write_grid
 from medseg.training.initial import load_initial
+from medseg.training.run import TrainingJob, train
 from medseg.training.settings import build_config
+from medseg.transforms.io import read_image
 from medseg.weak import WeakLabels
 
 SMALL = {"width": 4, "embedding": 8, "regions": 4, "points": 32, "scale": 1.0, "amp": "off"}
@@ -192,3 +197,53 @@ def test_cuts_of_the_multi_domain_network_are_those_of_each_image(tmp_path: Path
 def test_models_of_two_trunks_do_not_compete() -> None:
     assert LocalDiscrimination.incomparable({"trunk": "dram"}, {"trunk": "dram", "width": 8}) == ""
     assert LocalDiscrimination.incomparable({"trunk": "dram"}, {}) == "the trunk changed from caml to dram"
+
+
+@pytest.mark.parametrize(
+    ("trunk", "draw", "patch"),
+    [
+        ("caml", picture, "32,32"),
+        ("seg4reg", picture, "64,64"),
+        ("dram", volume, "16,16,8"),
+        ("multidomain", sagittal, "32,32,4"),
+        ("multidomain", drawn, "32,32"),
+    ],
+)
+def test_a_stopped_pretraining_ends_with_the_same_model_which_serves(
+    trunk: str, draw: Any, patch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tuple(draw(tmp_path, name) for name in "ab")
+    typed = {**SMALL, "trunk": trunk, "patch": patch, "iterations": 2, "epoch_iterations": 1, "warmup": 0.0}
+    config = build_config("local_discrimination", "cpu", typed={**typed, "image_batch": 2, "learning_rate": 0.1})
+
+    def run(out: str, resume: bool = False) -> dict[str, torch.Tensor]:
+        train(TrainingJob("local_discrimination", config, {}, cases, (), tmp_path / out, "cpu", resume))
+        return load_file(tmp_path / out / "model.safetensors")
+
+    step = LocalDiscrimination.training_step
+
+    def stopped(self: LocalDiscrimination, batch: Batch, iteration: int) -> StepOutput:
+        if iteration == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, iteration)
+
+    calm = run("calm")
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalDiscrimination, "training_step", stopped)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - ignite may pass it on or stop
+            run("killed")
+    resumed = run("killed", resume=True)
+
+    assert [name for name in calm if not torch.equal(calm[name], resumed[name])] == []
+    torch.manual_seed(config.seed)
+    fresh = LocalDiscrimination(LocalDiscrimination.fit_config(config, cases), {})
+    moved = [f"trunk.{name}.weight" for name in fresh.lengths]
+    assert len(moved) >= 14
+    for name in moved:
+        assert torch.allclose(calm[name].norm(), fresh.network.state_dict()[name].norm(), rtol=1e-4)
+        assert not torch.allclose(calm[name], fresh.network.state_dict()[name], atol=1e-4)
+    predictor = Predictor.from_folder(tmp_path / "calm")
+    assert 0 <= predictor.predict(cases[0]).measurements["retrieval"].value <= 100
+    assert len(predictor.score(cases[0]).features) == 8 * (64 if fresh.dimension == 2 else 27)
+    layers = predictor.layers(cases[0])
+    assert {tuple(plane.shape) for plane in layers.values()} == {(1, *read_image(cases[0].image).shape[1:])}
