@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
 from medseg.methods.local_discrimination.points import to_world
-from medseg.phantoms.study import StudyOptions, write_study
+from medseg.phantoms.chest import make_chest
+from medseg.phantoms.study import StudyOptions, write_grid, write_study
 from medseg.server.app import MedsegApp
 from medseg.transforms.io import read_image, write_volume
 
@@ -116,3 +117,36 @@ def test_a_confirmed_image_is_one_more_template_without_training(app: Any) -> No
     assert all(torch.allclose(after[key], value) for key, value in before.items() if key.startswith("trunk."))
     with pytest.raises(MedsegError, match="supervised keeps nothing that a refresh could renew"):
         app._trainers["supervised"].check({"refresh": True})
+
+
+def test_another_method_starts_from_its_own_network_pretrained(tmp_path: Path) -> None:
+    for number in range(3):
+        chest = make_chest(number, (32, 32, 12))
+        write_grid(tmp_path / "study" / f"chest_{number}.nii.gz", chest.image, chest.affine)
+    conf = {
+        **{key: value for key, value in CONF.items() if key not in ("models", f"{METHOD}.pyramid")},
+        "models": f"{METHOD},dram",
+        "set": "iterations=2,epoch_iterations=2,amp=off",
+        f"{METHOD}.trunk": "dram",
+        f"{METHOD}.patch": "16,16,8",
+        "dram.learning_rate": "0",
+        "model_dir": str(tmp_path / "model"),
+    }
+    app = MedsegApp(str(tmp_path / "app"), str(tmp_path / "study"), conf)
+    extents = dict.fromkeys(("left_lower", "left_upper", "right_lower", "right_upper"), 20.0)
+    app.datastore().update_image_info("chest_0", {"weak": {"extent": extents}})
+
+    first, second = train(app, METHOD), train(app, "dram")
+    given, own = (
+        load_file(app.study.registry.champion(name).folder / "model.safetensors") for name in (METHOD, "dram")
+    )
+    other: Any = app.train({"model": METHOD, "trunk": "caml", "patch": "24,24,16"})["decision"]
+
+    assert (first["published"], second["published"]) == (True, True)
+    levels = [name for name in own if name.startswith(("backbone.down.", "backbone.up."))]
+    assert len(levels) > 40
+    assert all(torch.equal(own[name], given[name.replace("backbone.", "trunk.", 1)]) for name in levels)
+    assert other["published"]
+    assert "the trunk changed from dram to caml, not compared with version 1" in other["reason"]
+    with pytest.raises(MedsegError, match="trunk = 'drma' has no network"):
+        app._trainers[METHOD].check({"trunk": "drma"})
