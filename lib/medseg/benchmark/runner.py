@@ -67,7 +67,8 @@ def _is_finished(trial: Trial) -> bool:
     kept = read_json(trial.out / "trial.json")
     if kept is None:
         return False
-    changed = same_identity(trial.identity(), kept["identity"])
+    defaults = method_class(trial.trained).config_class().to_dict()
+    changed = same_identity(trial.identity(), kept["identity"], defaults)
     if changed:
         raise MedsegError(
             f"{trial.out} was made with other settings or data ({'; '.join(changed[:4])}); choose another --out, or "

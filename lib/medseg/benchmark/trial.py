@@ -247,11 +247,20 @@ def main(folder: str) -> int:
     return 0
 
 
-def same_identity(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Names of what differs between two identities as they read in JSON; empty: the same trial."""
-    one, two = (json.loads(json.dumps(value, default=str)) for value in (first, second))
+def same_identity(
+    first: Mapping[str, Any], second: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Names of what differs between two identities as they read in JSON; empty: the same trial.
+
+    Args:
+        first: of a trial.
+        second: the kept one.
+        defaults: settings that a trial had before they existed.
+    """
+    one, two, before = (json.loads(json.dumps(value, default=str)) for value in (first, second, defaults or {}))
     changed = [key for key in one if key != "config" and one[key] != two.get(key)]
-    configs = one["config"], two.get("config", {})
+    known = {key: value for key, value in before.items() if key in one["config"]}
+    configs = one["config"], {**known, **two.get("config", {})}
     changed += [
         f"{key} {configs[1].get(key)} -> {configs[0].get(key)}"
         for key in {**configs[0], **configs[1]}

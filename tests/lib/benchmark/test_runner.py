@@ -266,3 +266,11 @@ def test_process_that_fails_leaves_its_sentence(tmp_path, pictures):
                 "supervised", (broken,), tmp_path / "out", arms=("unet",), labelled=2, held_out=2, seeds=1, device="cpu"
             )
         )
+
+
+def test_kept_trial_had_the_default_of_a_setting_that_came_later():
+    kept = {"config": {"iterations": 4}}
+
+    assert same_identity({"config": {"iterations": 4, "norm": "batch"}}, kept, {"norm": "batch"}) == []
+    assert same_identity({"config": {"iterations": 4, "norm": "x"}}, kept, {"norm": "batch"}) == ["norm batch -> x"]
+    assert same_identity({"config": {"iterations": 4}}, kept, {"norm": "batch"}) == []
