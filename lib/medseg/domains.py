@@ -32,6 +32,7 @@ SURE = ("request", "image info", "inferred", "file name", "DICOM tags")
 """Sources that are taken at their word; of the others the classifier is asked."""
 
 TAGS = {"BodyPartExamined": "0018|0015", "SeriesDescription": "0008|103e", "StationName": "0008|1010"}
+ZSCORE = "zscore"
 DIVIDING = ("BodyPartExamined", "SeriesDescription")
 """Tags whose values name domains of training cases."""
 
@@ -48,6 +49,7 @@ class Domain:
         spacing: working voxel size in mm along the axes, the scale of the run included; None: each image's own.
         patch: size of its training patches in voxels; empty: the run's.
         slice_axis: axis of the canonical image that counts the slices.
+        normalisation: of the intensities, see `window_of`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Domain:
     spacing: tuple[float, ...] | None = None
     patch: tuple[int, ...] = ()
     slice_axis: int = -1
+    normalisation: str = ZSCORE
 
     @classmethod
     def from_dict(cls, name: str, value: Mapping[str, Any]) -> Self:
@@ -209,6 +212,36 @@ def aliases_of(
         shared, elsewhere = {told(case) for case in cases}, {told(case) for case in others}
         found += [text for text in shared - elsewhere if len(shared) == 1 and text and text != name]
     return tuple(found)
+
+
+def window_of(normalisation: str) -> tuple[float, float] | None:
+    """Ends of a window of intensities, `window:-160,240`; None for `zscore` of the whole image.
+
+    Raises:
+        MedsegError: neither, or a window without width.
+    """
+    if normalisation == ZSCORE:
+        return None
+    kind, _, ends = normalisation.partition(":")
+    try:
+        low, high = (float(end) for end in ends.split(","))
+    except ValueError:
+        low = high = 0.0
+    if kind != "window" or not low < high:
+        raise MedsegError(f"normalisation {normalisation!r} is unknown; write {ZSCORE}, or window:-160,240")
+    return low, high
+
+
+def normalisation_of(rules: str, domain: str) -> str:
+    """The rule of a domain among those of a setting: `window:-160,240@ct;zscore` is a window for the domain ct alone.
+
+    Raises:
+        MedsegError: a rule is unknown.
+    """
+    found = {name: rule for rule, _, name in (entry.strip().partition("@") for entry in rules.split(";"))}
+    for rule in found.values():
+        window_of(rule)
+    return found.get(domain, found.get("", ZSCORE))
 
 
 def tags_of(case: Case) -> Mapping[str, str]:

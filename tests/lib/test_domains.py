@@ -122,7 +122,7 @@ def test_prefix_comes_from_the_file_whatever_the_id() -> None:
 
 
 def test_domain_survives_json() -> None:
-    domain = Domain("a", ("x", "y"), {"1": "x", "2": "y"}, ("al",), (1.0, 1.0, 3.0), (64, 48), 0)
+    domain = Domain("a", ("x", "y"), {"1": "x", "2": "y"}, ("al",), (1.0, 1.0, 3.0), (64, 48), 0, "window:0,1")
     assert Domain.from_dict("a", domain.to_dict()) == domain
 
 

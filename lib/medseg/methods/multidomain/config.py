@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from medseg.domains import PATTERN
+from medseg.domains import PATTERN, ZSCORE, normalisation_of
 from medseg.errors import MedsegError
 from medseg.methods.patches import PatchConfig
 
 VIEWS = ("2d", "2.5d", "3d")
+NORMS = ("batch", "instance")
 NETWORKS = ("unet", "attention", "flexible")
 UNKNOWN = ("flag", "refuse")
 
@@ -28,6 +29,7 @@ class MultiDomainConfig(PatchConfig):
     least_confidence: float = 0.8  # ours: below it, or far from all training images, a guess counts as unknown
 
     # input
+    normalisation: str = ZSCORE  # card sec. 4: per volume; "window:-160,240@ct" is a window for the domain ct alone
     view: str = "2d"  # card sec. 4: the paper works on slices
     patch: tuple[int, ...] = (256, 256)  # card sec. 4; cut to the images of each domain
     domain_batch: int = 8  # card sec. 7: slices of each domain in a step
@@ -38,6 +40,7 @@ class MultiDomainConfig(PatchConfig):
     # network
     network: str = "unet"  # "attention" and "flexible" (EfficientNet) are the card's, for GPUs
     width: int = 32  # ours: channels of the first level of "unet" and "attention"
+    norm: str = "batch"  # card sec. 4; "instance" needs no domain, for the pooled "unet" (card sec. 2: union labels)
     efficientnet: str = "efficientnet-b0"  # card sec. 4: encoder of "flexible"
     pretrained: str | None = None  # weights file of an encoder or of another model; nothing is downloaded
     files: ClassVar[frozenset[str]] = frozenset({"init", "pretrained"})
@@ -50,6 +53,7 @@ class MultiDomainConfig(PatchConfig):
     contrast_size: int = 128  # card sec. 5: length of a projection
     prior_weight: float = 0.0  # card sec. 6: 0.01-0.1; ours: off, see Tuning in benchmarks/multidomain
     prior_share: float = 0.25  # ours: share of the iterations in which the auto-encoder learns before it is frozen
+    prior_score: bool = False  # ours: learn the prior for acquisition scores alone; on in the app
     prior_code: int = 64  # card sec. 6
     prior_width: int = 16  # ours: channels of the auto-encoder
     adversarial_weight: float = 0.0  # card sec. 6: off
@@ -69,7 +73,7 @@ class MultiDomainConfig(PatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, known in (("view", VIEWS), ("network", NETWORKS), ("unknown", UNKNOWN)):
+        for key, known in (("view", VIEWS), ("network", NETWORKS), ("norm", NORMS), ("unknown", UNKNOWN)):
             if getattr(self, key) not in known:
                 raise MedsegError(f"{key} = {getattr(self, key)!r} is unknown; choose one of {', '.join(known)}")
         for key in ("prior_share", "freeze_share", "least_confidence"):
@@ -85,10 +89,15 @@ class MultiDomainConfig(PatchConfig):
         ):
             if not getattr(self, key) >= 0:  # NaN, too, is refused
                 raise MedsegError(f"{key} = {getattr(self, key)} must be a number from 0")
+        normalisation_of(self.normalisation, "")  # which refuses what it cannot read
         if min(self.domain_batch, self.width, self.contrast_size, self.prior_code, self.prior_width) < 1:
             raise MedsegError("domain_batch, width, contrast_size, prior_code and prior_width must be at least 1")
         if self.network == "attention":
             self._check_attention()
+        if self.norm == "instance" and (self.domain_layers or self.network != "unet"):
+            raise MedsegError(
+                "norm = instance belongs to no domain; set domain_layers=false and network=unet, or norm=batch"
+            )
         if self.contrast_weight > 0 and not self.domain_layers:
             raise MedsegError(
                 "contrast_weight needs domains that are told apart; set domain_layers=true or the weight to 0"
@@ -109,6 +118,16 @@ class MultiDomainConfig(PatchConfig):
             raise MedsegError(
                 "encoder_rate has no effect on network=attention; set it to 1, or network=unet or flexible"
             )
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there is a shape prior, for a loss or for scores alone."""
+        return self.prior_score or self.shape_losses
+
+    @property
+    def shape_losses(self) -> bool:
+        """Whether a loss listens to the shape prior."""
+        return self.prior_weight > 0 or self.adversarial_weight > 0
 
     @property
     def net_axes(self) -> int:

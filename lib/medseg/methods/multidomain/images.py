@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from medseg.domains import Domain
+from medseg.domains import Domain, window_of
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.crops import crop, fitted_centre
 from medseg.methods.multidomain.registry import MULTIPLE, working_spacing
@@ -18,11 +18,11 @@ from medseg.transforms.grid import axis_last, resize, size_at, spacing_of, to_ca
 
 
 def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> MetaTensor:
-    """Canonical axes with the slices last, the domain's spacing, z-score; for 2.5D neighbouring slices as channels.
+    """Canonical axes with the slices last, the domain's spacing and intensities; for 2.5D neighbouring slices too.
 
     Args:
         image: (C, *grid).
-        domain: its spacing and slice axis count.
+        domain: its spacing, slice axis and normalisation count.
         config: settings.
 
     Returns:
@@ -31,13 +31,23 @@ def prepare(image: MetaTensor, domain: Domain, config: MultiDomainConfig) -> Met
     turned = to_canonical(image)
     spacing = domain.spacing or working_spacing(turned, spacing_of(turned), config.scale)
     size = size_at(turned, spacing)
-    prepared = axis_last(normalise(resize(turned, size)), domain.slice_axis)
+    prepared = axis_last(scaled(resize(turned, size), domain), domain.slice_axis)
     if config.view != "2.5d" or config.dimension == 2:
         return prepared
     plain = prepared.as_tensor()
     before = torch.cat([plain[..., :1], plain[..., :-1]], dim=-1)
     after = torch.cat([plain[..., 1:], plain[..., -1:]], dim=-1)
     return MetaTensor(torch.cat([plain, before, after]), affine=prepared.affine)
+
+
+def scaled(image: MetaTensor, domain: Domain) -> MetaTensor:
+    """Intensities as the domain states: z-score of the whole image, or its window as [-1, 1], cut at both ends."""
+    window = window_of(domain.normalisation)
+    if window is None:
+        return normalise(image)
+    low, high = window
+    plain = image.as_tensor().float().clamp(low, high)
+    return MetaTensor(2 * (plain - low) / (high - low) - 1, affine=image.affine)
 
 
 def cut_views(image: MetaTensor, patch: Sequence[int], count: int) -> torch.Tensor:

@@ -79,6 +79,7 @@ class MultiDomain(PatchMethod):
     presets: ClassVar = PRESETS
     arm_groups: ClassVar = ARM_GROUPS
     merges_instances: ClassVar = True
+    app_settings: ClassVar = {"prior_score": True}  # a part of the acquisition score; benchmarks do without
 
     @classmethod
     def group_cases(cls, cases: Sequence[Case], config: MethodConfig | None = None) -> dict[str, str]:
@@ -181,7 +182,7 @@ class MultiDomain(PatchMethod):
         return [Stream(name, group, self.config.domain_batch) for name, group in groups.items()]
 
     def load(self, case: Case) -> Sample:
-        """Read a case as its domain is prepared: slices last, the domain's spacing, z-score of the whole volume.
+        """Read a case as its domain is prepared: slices last, the domain's spacing and normalisation.
 
         Returns:
             `image` (C, *grid), three times the channels for 2.5D; `views`, by which its domain is recognised; where

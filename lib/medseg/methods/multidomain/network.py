@@ -57,7 +57,7 @@ class MultiDomainNet(nn.Module):
             for size in (sizes if config.contrast_weight > 0 else [])
         )
         self.prior: ShapeAutoencoder | None = None
-        if config.prior_weight > 0 or config.adversarial_weight > 0:
+        if config.has_prior:
             self.prior = ShapeAutoencoder(classes, axes, config.prior_width, config.prior_code)
         self.critic = _critic(axes, config.prior_code) if config.adversarial_weight > 0 else None
         self.classifier = DomainClassifier(config.channels, list(config.domains))
@@ -105,8 +105,9 @@ def build_backbone(config: MultiDomainConfig) -> tuple[nn.Module, int, dict[str,
         names = ["model.1.submodule" + ".1.submodule" * depth for depth in range(4)]
         return network, width, {f"{names[1]}.0": (levels[2],), f"{names[2]}.0": (levels[3],), names[3]: (levels[4],)}
     sizes = tuple(width * factor for factor in (1, 1, 2, 4, 8, 1))
+    norm = (config.norm, {"affine": True})
     with contextlib.redirect_stdout(io.StringIO()):  # MONAI prints the sizes
-        network = BasicUNet(axes, channels, 2, features=sizes, norm=("batch", {}), act=("leakyrelu", {"inplace": True}))
+        network = BasicUNet(axes, channels, 2, features=sizes, norm=norm, act=("leakyrelu", {"inplace": True}))
     network.final_conv = nn.Identity()
     return network, width, {"down_2": (sizes[2],), "down_3": (sizes[3],), "down_4": (sizes[4],)}
 

@@ -41,6 +41,7 @@ ARM_GROUPS = {
             Arm("contrastive", {**OFF, **ON["contrast"]}),
             Arm("prior", {**OFF, **ON["prior"]}),
             Arm("full", {**ON["contrast"], **ON["prior"]}),
+            Arm("shared_instance", {**OFF, "domain_layers": False, "norm": "instance"}, in_default=False),
             Arm("individual_3d", {**OFF, "view": "3d", "patch": (96, 96, 32), "domain_batch": 2}, run=run_individual,
                 in_default=False),
         ),

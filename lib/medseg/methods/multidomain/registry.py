@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.cases import Case
-from medseg.domains import Domain, aliases_of, assign_domains, stated_domain
+from medseg.domains import ZSCORE, Domain, aliases_of, assign_domains, normalisation_of, stated_domain
 from medseg.errors import MedsegError
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.patches import automatic_scale
@@ -58,7 +58,8 @@ def build_registry(config: MultiDomainConfig, cases: Sequence[Case]) -> dict[str
     _tell_inferred(groups)
     for domain in domains:
         alone = len({case.patient for case in groups[domain.name] if case.label is not None}) == 1
-        note = "; a single labelled patient is little to learn a domain from" if alone else ""
+        note = f", {domain.normalisation}" if domain.normalisation != ZSCORE else ""
+        note += "; a single labelled patient is little to learn a domain from" if alone else ""
         (log.warning if alone else log.info)(
             "domain %s: %d cases, labels %s%s", domain.name, len(groups[domain.name]), ", ".join(domain.labels), note
         )
@@ -139,6 +140,7 @@ def _describe(config: MultiDomainConfig, name: str, cases: Sequence[Case], count
         spacing=spacing,
         patch=patch,
         slice_axis=axis,
+        normalisation=normalisation_of(config.normalisation, name),
     )
 
 

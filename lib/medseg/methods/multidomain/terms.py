@@ -45,8 +45,7 @@ class Regularisers:
     def prior_iterations(self) -> int:
         """Iterations of the first stage, in which the auto-encoder learns and is not yet listened to; 0 without one."""
         config = self.config
-        wanted = config.prior_weight > 0 or config.adversarial_weight > 0
-        return max(1, round(config.prior_share * config.iterations)) if wanted else 0
+        return max(1, round(config.prior_share * config.iterations)) if config.has_prior else 0
 
     def __call__(self, network: MultiDomainNet, parts: Mapping[str, Forward], iteration: int) -> Sum:
         """All terms that are switched on, for one batch of each domain."""
@@ -57,7 +56,7 @@ class Regularisers:
             self._contrast(network, parts, total)
         if network.prior is not None and iteration < self.prior_iterations:
             total.add("prior_reconstruction", 1.0, self._reconstruction(network, parts))
-        elif network.prior is not None:
+        elif config.shape_losses:
             after = iteration - self.prior_iterations
             ramp = ramp_up(after, 0.2 * (config.iterations - self.prior_iterations))
             self._shape(network, parts, total, ramp)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +18,7 @@ from medseg.cases import Case
 from medseg.errors import MedsegError, NotFoundError, UnusableInputError
 from medseg.inference.model_folder import load_model, save_model
 from medseg.inference.predictor import Predictor
+from medseg.methods.multidomain.classifier import Guess
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
 from medseg.networks.domain_norm import domain_slots, slot_key
@@ -65,7 +68,7 @@ def test_pooled_network_takes_all_domains_as_one_batch(make: Make, joints: list[
 @pytest.mark.parametrize(
     "settings",
     [{}, {"view": "2.5d"}, {"view": "3d", "patch": (16, 16, 16), "domain_batch": 2}, {"domain_layers": False},
-     EVERYTHING, {"network": "attention"}],
+     EVERYTHING, {"network": "attention"}, {"domain_layers": False, "norm": "instance"}],
 )  # fmt: skip
 def test_a_step_trains_and_a_prediction_holds_only_the_domains_labels(
     make: Make, joints: list[Case], settings: dict[str, object], draw_batch: Any, training_set: Any
@@ -161,15 +164,30 @@ def test_domain_of_the_request_wins_and_an_unknown_one_is_refused(make: Make, jo
         predictor.predict(replace(joints[0], domain="hip"))
 
 
-def test_unknown_domain_is_flagged_or_refused(make: Make, joints: list[Case], tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    image = tmp_path / "images" / "scan.nii.gz"
+@pytest.mark.parametrize(
+    ("confidence", "distance", "words"),
+    [
+        (0.9, 0.9, r"^domain knee was recognised automatically \(0.90\)"),
+        (0.7, 0.9, r"^the domain of this image is unknown; segmented as knee \(0.70, by the classifier\)"),
+        (0.9, 1.1, r"^the domain of this image is unknown; segmented as knee"),
+    ],
+)
+def test_guess_that_is_unsure_or_far_from_what_was_learnt_is_flagged_or_refused(
+    make: Make, joints: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    confidence: float, distance: float, words: str,
+) -> None:  # fmt: skip
+    image = tmp_path / "scan.nii.gz"
     image.write_bytes(joints[0].image.read_bytes())
-    stranger = Case("scan", image)
+    method = make()
+    monkeypatch.setattr(method, "guess_domain", lambda *_: Guess("knee", confidence, distance))
 
-    assert "domain of this image is unknown" in Predictor(make(least_confidence=0.99)).predict(stranger).warnings[0]
-    with pytest.raises(UnusableInputError, match=r"domain of scan is unknown \(nearest: .*state one of ankle"):
-        Predictor(make(least_confidence=0.99, unknown="refuse")).predict(stranger)
+    [warning] = Predictor(method).predict(Case("scan", image)).warnings
+
+    assert re.match(words, warning)
+    method.config = replace(method.config, unknown="refuse")
+    refusal = pytest.raises(UnusableInputError, match=r"domain of scan is unknown \(nearest: knee.*state one of ankle")
+    with refusal if "unknown" in words else contextlib.nullcontext():
+        Predictor(method).predict(Case("scan", image))
 
 
 def test_threads_with_different_domains_match_serial_calls(make: Make, joints: list[Case]) -> None:
@@ -282,6 +300,42 @@ def test_prior_learns_from_true_masks_and_is_fixed_afterwards(
     assert all(torch.equal(v, before[k]) for k, v in method.network.prior.state_dict().items())
 
 
+def test_prior_for_scores_alone_learns_and_no_loss_listens_to_it(
+    make: Make, joints: list[Case], draw_batch: Any, training_set: Any
+) -> None:
+    method, without = make(prior_score=True, prior_share=0.25), make()
+    batch = draw_batch(method, joints)
+    method.network.train()
+    first = method.training_step(batch, 0).terms
+    method.begin_stage(10, training_set(method, joints))
+    method.network.train()
+    later = method.training_step(batch, 39).terms
+    method.network.eval()
+    method.conclude(training_set(method, joints))
+
+    assert (method.stages(), without.stages()) == ((0, 10), (0,))
+    assert (without.network.prior, MultiDomain.app_settings) == (None, {"prior_score": True})
+    assert set(first) - set(later) == {"prior_reconstruction"}
+    assert not {"shape", "adversary"} & set(later)
+    assert bool(method.network.prior.learnt)
+    assert 0 < Predictor(method).score(joints[0]).parts["prior_error"] <= 1
+
+
+def test_contrast_falls_towards_its_floor(make: Make, joints: list[Case], draw_batch: Any) -> None:
+    method = make(contrast_weight=1.0, learning_rate=3e-2)
+    batch, optimizer = draw_batch(method, joints), method.optimizer()
+    method.network.train()
+    above = []
+    for iteration in range(30):
+        output = method.training_step(batch, iteration)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        above.append(float(output.terms["contrast_above_floor"]))
+
+    assert 0 <= above[-1] < 0.1 * above[0]
+
+
 def test_score_is_relative_to_the_domain(make: Make, joints: list[Case], training_set: Any) -> None:
     method = make(prior_weight=0.1)
     method.network.eval()
@@ -311,6 +365,10 @@ def test_score_is_relative_to_the_domain(make: Make, joints: list[Case], trainin
         ({"network": "attention", "patch": (24, 24)}, r"patch = \(24, 24\) must hold multiples of 16"),
         ({"network": "attention", "encoder_rate": 0.3}, "encoder_rate has no effect on network=attention"),
         ({"contrast_weight": 0.1, "domain_layers": False}, "contrast_weight needs domains that are told apart"),
+        ({"norm": "instance"}, "norm = instance belongs to no domain; set domain_layers=false and network=unet"),
+        ({"norm": "layer"}, "norm = 'layer' is unknown; choose one of batch, instance"),
+        ({"normalisation": "window:3,1"}, "normalisation 'window:3,1' is unknown; write zscore, or window:-160,240"),
+        ({"normalisation": "zscore;minmax@ct"}, "normalisation 'minmax' is unknown"),
         ({"contrast_temperature": 0}, "contrast_temperature = 0.0 must be above 0"),
     ],
 )

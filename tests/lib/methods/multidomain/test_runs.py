@@ -12,6 +12,7 @@ from medseg.benchmark.request import BenchmarkRequest
 from medseg.benchmark.runner import run_benchmark
 from medseg.cases import Case
 from medseg.errors import MedsegError
+from medseg.files import read_json
 from medseg.inference.model_folder import load_model
 from medseg.methods.multidomain.config import MultiDomainConfig
 from medseg.methods.multidomain.method import MultiDomain
@@ -40,7 +41,22 @@ def test_all_arms_of_the_benchmark_are_compared_on_every_domain(
     assert list(summary["arms"]) == names
     for arm in summary["arms"].values():
         assert sorted(case.split("_")[0] for case in arm["cases"]) == ["ankle", "knee", "shoulder"]
-        assert 0 <= arm["mean"] <= 1
+
+    def terms(arm: str) -> set[str]:
+        """What the loss of an arm was made of."""
+        result = read_json(tmp_path / "out" / "runs" / f"{arm}_seed0" / "result.json")
+        return {key for entry in result["history"] for key in entry} - {"iteration", "loss", "classifier"}
+
+    own = {f"segmentation_{name}" for name in ("ankle", "knee", "shoulder")}
+    contrast, prior = {"contrast", "contrast_above_floor"}, {"shape"}
+    assert terms("shared") == {"segmentation_pooled"}
+    assert terms("domain_layers") == own
+    assert terms("contrastive") == own | contrast
+    assert terms("prior") == own | prior
+    assert terms("full") == own | contrast | prior
+    assert len({tuple(arm["cases"].values()) for arm in summary["arms"].values()}) > 1
+    assert [summary["tests"]["tested"], *(t["tested"] for t in summary["further_tests"])] == ["full", "domain_layers"]
+    assert sorted(summary["tests"]["against"]["shared"]["groups"]) == ["ankle", "knee", "shoulder"]
 
 
 def test_run_that_is_killed_while_the_prior_learns_ends_as_if_it_was_not(
