@@ -15,7 +15,7 @@ from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm, ArmGroup, Batch, Preset, Sample, Score, StepOutput, Stream, Supervision
 from medseg.methods.patches import PatchMethod
-from medseg.methods.supervised.config import SupervisedConfig
+from medseg.methods.supervised.config import NETWORKS, SupervisedConfig
 from medseg.networks.vnet import VNet
 
 
@@ -48,8 +48,8 @@ class Supervised(PatchMethod):
     @classmethod
     def adopt(cls, source: Mapping[str, Any]) -> dict[str, Any]:
         """Besides width and norm the network: a V-Net, where the other method has no choice of its own."""
-        found = super().adopt(source)
-        return {**found, "network": source.get("network", "vnet")} if found else found
+        found, network = super().adopt(source), source.get("network", "vnet")
+        return {**found, "network": network} if found and network in NETWORKS else {}
 
     def build_network(self) -> nn.Module:
         """MONAI's residual U-Net with five levels, or CAML's V-Net."""

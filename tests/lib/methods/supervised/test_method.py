@@ -132,3 +132,11 @@ def test_score_is_the_entropy_inside_the_prediction() -> None:
     bias[0] = 100
     assert method.score(loaded).value == 1.0
     assert "finds nothing" in method.score(loaded).why
+
+
+def test_a_network_that_supervised_has_not_is_not_taken_over() -> None:
+    shape = {"width": 12, "norm": "batch"}
+
+    assert Supervised.adopt(shape) == {**shape, "network": "vnet"}
+    assert Supervised.adopt({**shape, "network": "unet"}) == {**shape, "network": "unet"}
+    assert Supervised.adopt({**shape, "network": "attention"}) == {}
