@@ -109,3 +109,29 @@ def test_domain_of_an_archive_comes_from_what_is_kept_of_its_headers(make_union:
 
     assert app.study.case("knee_00").tags == {"BodyPartExamined": "KNEE"}
     assert app.study.domains() == {image: image.split("_")[0] for image in app.study.datastore.list_images()}
+
+
+def test_domain_that_gets_its_second_image_goes_on_from_what_its_first_one_taught(
+    make_union: Make, tmp_path: Path
+) -> None:
+    later = [file for file in (tmp_path / "study").rglob("knee_0*.nii.gz") if "knee_00" not in file.name]
+    kept = {file: file.read_bytes() for file in later}
+    for file in later:
+        file.unlink()
+
+    def run() -> dict[str, Any]:
+        app = make_union(init="champion")
+        app.train({"model": "multidomain"})
+        about = read_json(app._trainers["multidomain"].runs.folders()[-1] / "config.json")
+        return {"key": app.study.key, **about["config"]}
+
+    alone = run()
+    for file, content in kept.items():
+        file.write_bytes(content)
+    grown = run()
+
+    key = alone["key"]
+    assert list(alone["domains"]) == ["ankle", key, "shoulder"]
+    assert alone["domains"][key]["aliases"] == ["knee"]
+    assert list(grown["domains"]) == ["ankle", "shoulder", "knee"]
+    assert (grown["heirs"], grown["added"]) == ({"knee": key}, [])  # no old domain without cases stays behind
