@@ -17,9 +17,9 @@ LOWEST_TOTAL = 30.0
 """Degrees: differences are divided by the sum of the angles or this; a bare ratio over-weights straight spines."""
 
 WEIGHTS = {"paths": 0.25, "flip": 0.25, "count": 2.0, "entropy": 1.0}
-"""Ours, for the card's w1..w4: about equal in what they contribute would be 1, 1, 4, 1, but on 44 tuning images of a
-short training count and entropy followed the error (rank correlation 0.41 and 0.30) and disagreement did not. On the
-93 held-out images of the benchmark the sum reaches 0.39, paths and count 0.28 each."""
+"""Ours, for the card's w1..w4. On 44 tuning images of a short training count and entropy followed the error (rank
+correlation 0.41 and 0.30) and disagreement did not. On the 93 held-out images of the benchmark the sum reaches 0.39,
+paths and count 0.28 each."""
 
 
 KNOWN_ANGLES = 0.5
