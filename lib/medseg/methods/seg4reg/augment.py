@@ -87,10 +87,7 @@ def move_points(
 
 def back_matrix(shape: Sequence[int], size: tuple[int, int], placement: Placement) -> torch.Tensor:
     """(2, 3) matrix from pixels of the grid to those of the picture, the inverse of `move_points`."""
-    cos, sin = (f(math.radians(placement.turn)) / placement.zoom for f in (math.cos, math.sin))
-    turn = torch.tensor([[cos, sin], [-sin, cos]])
-    if placement.mirror:
-        turn[0] = -turn[0]
+    turn = torch.tensor(_turn_back(placement))
     centre = (torch.tensor(size) - 1) / 2 + torch.tensor(placement.shift)
     return torch.cat([turn, ((torch.tensor(shape) - 1) / 2 - turn @ centre)[:, None]], dim=1)
 
@@ -106,12 +103,18 @@ def place(tensor: torch.Tensor, size: tuple[int, int], placement: Placement, mod
     """
     x, y = torch.meshgrid(torch.arange(float(size[0])), torch.arange(float(size[1])), indexing="ij")
     x, y = x - (size[0] - 1) / 2 - placement.shift[0], y - (size[1] - 1) / 2 - placement.shift[1]
-    cos, sin = (f(math.radians(placement.turn)) / placement.zoom for f in (math.cos, math.sin))
-    x, y = cos * x + sin * y, cos * y - sin * x
-    x = -x if placement.mirror else x
+    (xx, xy), (yx, yy) = _turn_back(placement)
+    x, y = xx * x + xy * y, yx * x + yy * y
     half = [n / 2 for n in tensor.shape[1:]]
     grid = torch.stack([y / half[1], x / half[0]], dim=-1)  # grid_sample names the last axis first
     return F.grid_sample(tensor[None].float(), grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
+
+
+def _turn_back(placement: Placement) -> list[list[float]]:
+    """2 x 2 matrix from the grid's axes to the picture's, both counted from where their middles meet."""
+    cos, sin = (f(math.radians(placement.turn)) / placement.zoom for f in (math.cos, math.sin))
+    side = -1.0 if placement.mirror else 1.0
+    return [[side * cos, side * sin], [-sin, cos]]
 
 
 def moved_tilts(tilts: torch.Tensor, placement: Placement) -> torch.Tensor:
