@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
     from medseg.reports.page import Block
 
+V_NET = "caml"
+"""The trunk of pretraining whose network is that of `supervised` with `network=vnet`, too; only it finds landmarks and
+shapes."""
+
 Sample = dict[str, Any]
 """What `Method.load` returns: preprocessed tensors of one case on the network's grid, `image` always among them."""
 
@@ -361,7 +365,7 @@ class Method(ABC):
         Args:
             source: the other model's settings, of this method or of another one.
         """
-        if source.get("trunk", "caml") != "caml":
+        if source.get("trunk", V_NET) != V_NET:
             return {}
         own = {f.name for f in fields(cls.config_class)}
         keys = {"width", "norm"}
@@ -380,7 +384,7 @@ class Method(ABC):
         Raises:
             MedsegError: there is none, or none for such images.
         """
-        raise MedsegError(f"method {cls.name} has no network of its own to pretrain; trunk = caml is a V-Net")
+        raise MedsegError(f"method {cls.name} has no network of its own to pretrain; trunk = {V_NET} is a V-Net")
 
     @classmethod
     def has_trunk(cls) -> bool:

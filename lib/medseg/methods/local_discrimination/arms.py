@@ -21,8 +21,7 @@ from monai.data import MetaTensor
 from medseg.cases import Case
 from medseg.errors import ConflictError, MedsegError
 from medseg.files import read_json
-from medseg.methods.base import Arm
-from medseg.methods.local_discrimination.config import V_NET
+from medseg.methods.base import V_NET, Arm
 from medseg.methods.local_discrimination.selection import k_centre, typical_first
 from medseg.phantoms.shapes import draw_vessels
 from medseg.transforms.io import read_image, write_volume

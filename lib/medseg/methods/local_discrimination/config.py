@@ -8,14 +8,13 @@ from typing import ClassVar
 from medseg.errors import MedsegError
 from medseg.losses.patch_discrimination import FORMS
 from medseg.methods import METHODS, method_class
+from medseg.methods.base import V_NET
 from medseg.methods.local_discrimination.views import ViewSettings
 from medseg.methods.patches import PatchConfig
 from medseg.networks.vnet import NORMS
 
 POLARITIES = ("dark", "bright", "any")
 MATCHINGS = ("window", "pooled")
-V_NET = "caml"
-"""The trunk whose network is that of `supervised` with `network=vnet`, too; only it finds landmarks and shapes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class LocalDiscriminationConfig(PatchConfig):
         self._check_trunk()
         if self.trunk != V_NET and (self.shapes or self.templates or self.landmarks):
             raise MedsegError(
-                f"trunk = {self.trunk} is pretrained for others; shapes and landmarks need trunk = caml, the V-Net"
+                f"trunk = {self.trunk} is pretrained for others; shapes and landmarks need trunk = {V_NET}, the V-Net"
             )
         if self.regions < 2:
             raise MedsegError(f"regions = {self.regions} must be at least 2")

@@ -20,6 +20,7 @@ from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.methods.base import (
+    V_NET,
     Batch,
     Measurement,
     Method,
@@ -34,7 +35,7 @@ from medseg.methods.base import (
 )
 from medseg.methods.local_discrimination import landmarks
 from medseg.methods.local_discrimination.appearance import vary_appearance
-from medseg.methods.local_discrimination.config import V_NET, LocalDiscriminationConfig
+from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.network import EmbeddingNet
 from medseg.methods.local_discrimination.pictures import embedding_colours, landmark_figure
