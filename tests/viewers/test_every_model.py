@@ -35,7 +35,14 @@ TINY: dict[str, dict[str, Any]] = {
     "dram": {"width": 4, "scale": 1.0},
     "multidomain": {"patch": (16, 16), "width": 4, "norm_batches": 2},
     "seg4reg": {"grid": (64, 128), "s_widths": (8, 12, 16, 16, 16), "r_width": 16},
-    "local_discrimination": {"patch": (48, 48), "width": 4, "embedding": 8, "regions": 4, "points": 16},
+    "local_discrimination": {
+        "patch": (48, 48),
+        "width": 4,
+        "embedding": 8,
+        "regions": 4,
+        "points": 16,
+        "heat_iterations": 2,
+    },
 }
 """Settings that make each method small."""
 

@@ -88,8 +88,8 @@ def load_initial(
         given: Tensors = load_file(file)
     except Exception as error:
         raise UnusableInputError(f"init = {file} is no readable safetensors file: {error}") from error
-    given = inherit(given)
-    own = network.state_dict()
+    given = _shared(inherit(given))
+    own = _shared(network.state_dict())
     sources, parts = match_names(own, given)
     account = Account(parts=parts)
     with torch.no_grad():
@@ -104,6 +104,11 @@ def load_initial(
     account.unused = len(given) - len({sources[name] for name in account.loaded})
     _tell(account, file, len(own))
     return account
+
+
+def _shared(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Without what stands below a module with a leading underscore: a model's own affair that nobody starts from."""
+    return {name: value for name, value in tensors.items() if not name.startswith("_") and "._" not in name}
 
 
 def match_names(own: Tensors, given: Tensors) -> tuple[dict[str, str], dict[str, int]]:

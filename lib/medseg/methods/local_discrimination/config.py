@@ -69,6 +69,7 @@ class LocalDiscriminationConfig(PatchConfig):
     window: float = 0.0  # ours: sigma of a landmark's Gaussian window, voxels of each level; 0: 5 in 2D, 2.5 in 3D
     matching: str = "window"  # ours: compares neighbourhoods in place; "pooled" averages them first (card sec. 8)
     consensus: bool = True  # ours: what confident matches on the unmarked images share is one more template
+    heat_iterations: int = 500  # ours: heat maps learn from the matches on unmarked images; 0: matches alone
     search: float = 0.15  # ours: first search around the template's own position, share of the longest axis; 0: all
     confident: float = 0.35  # ours: below, a warning asks the reader to look
     pixel_mm: float = 0.0  # size of a picture's pixel; 0: column mm_per_px of the tables beside the images, else 1
@@ -86,6 +87,8 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("image_batch", "width", "embedding", "points", "finetune_iterations"):
             if getattr(self, key) < 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 1")
+        if self.heat_iterations < 0:
+            raise MedsegError(f"heat_iterations = {self.heat_iterations} must be at least 0")
         for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
             if not 0 <= getattr(self, key) <= 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")

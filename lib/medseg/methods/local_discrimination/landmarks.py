@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from medseg.cases import Case
 from medseg.methods.base import Markup, TrainingSet
 from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
-from medseg.methods.local_discrimination.matching import TemplateBank, embed_pyramid, find_landmarks, relative
+from medseg.methods.local_discrimination.heatmaps import Example, HeatMaps, trusted
+from medseg.methods.local_discrimination.matching import Found, TemplateBank, embed_pyramid, find_landmarks, relative
 from medseg.methods.local_discrimination.points import to_world, world_of
 from medseg.transforms.io import read_image
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 POOL = 60  # ours: unmarked images that templates are matched on for the consensus
 KEPT = 0.5  # ours: share of them, the most confident for each landmark, that enter it
+FINDS = 120  # ours: unmarked images that the heat maps learn from
+APART = 6.0  # ours: distance, in voxels, of window and heat map at which confidence falls to 0.6
 
 RADII = (2.0, 2.5, 3.0, 4.0)
 """Distances in mm within which a landmark counts as found (card sec. 3)."""
@@ -52,6 +55,16 @@ def bank_of(method: LocalDiscrimination) -> TemplateBank:
     bank = method.network.get_submodule("bank")
     assert isinstance(bank, TemplateBank)
     return bank
+
+
+def build_heat_maps(config: LocalDiscriminationConfig) -> HeatMaps:
+    """Untrained heat maps, of the width of the trunk that they start from."""
+    return HeatMaps(config.channels, len(config.landmarks), config.dimension, config.width)
+
+
+def heat_maps_of(method: LocalDiscrimination) -> HeatMaps | None:
+    """The method's heat maps, where it has some."""
+    return getattr(method.network, "_heat", None)
 
 
 def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
@@ -84,11 +97,64 @@ def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
         log.warning("no training image has one of the landmarks %s inside it: none is found", ", ".join(names))
 
 
+def fit_heat_maps(method: LocalDiscrimination, training: TrainingSet) -> None:
+    """Train the heat maps on all marked images, and on what the bank finds in the unmarked ones.
+
+    Without unmarked images there is nothing that the bank does not know as well.
+    """
+    heat, bank = heat_maps_of(method), bank_of(method)
+    pool = [case for case in training.cases if not is_marked(case)][:FINDS]
+    if heat is None or not pool or not bool(bank.known.any()):
+        return
+    marked = [example for case in training.cases if is_marked(case) and (example := _marked(method, training, case))]
+    known = bank.known.any(dim=0).cpu()
+    images = [training.load(case)["image"] for case in pool]
+    finds = [match(method, image) for image in images]
+    trust = trusted(torch.stack([found.confidence.cpu() * known for found in finds]))
+    guessed = [
+        Example(image.as_tensor(), found.points.cpu(), weights)
+        for image, found, weights in zip(images, finds, trust, strict=True)
+    ]
+    heat.fit([*marked, *guessed], method.network.trunk, method.config.heat_iterations, method.config.seed)
+
+
+def _marked(method: LocalDiscrimination, training: TrainingSet, case: Case) -> Example | None:
+    """A marked image; a landmark that it has not has no weight."""
+    loaded, names = training.load(case), method.config.landmarks
+    places = loaded["landmarks"]
+    if not any(name in places for name in names):
+        return None
+    nowhere = torch.zeros(loaded["image"].ndim - 1)
+    points = torch.stack([places.get(name, nowhere) for name in names])
+    trust = torch.tensor([float(name in places) for name in names])
+    return Example(loaded["image"].as_tensor(), points, trust, marked=True)
+
+
+def match(method: LocalDiscrimination, image: MetaTensor) -> Found:
+    """What the bank finds in an image."""
+    config = method.config
+    maps = embed_pyramid(method.network, image, config.pyramid)
+    return find_landmarks(bank_of(method), maps, image.shape[1:], config.search, config.matching)
+
+
+def find(method: LocalDiscrimination, image: MetaTensor) -> Found:
+    """Landmarks of an image: the heat maps' where they are trained, else the bank's.
+
+    Two ways to the same place make it sure: where the heat maps' answer is far from the bank's, or spread out, the
+    confidence falls.
+    """
+    found, heat = match(method, image), heat_maps_of(method)
+    if heat is None or not heat.ready:
+        return found
+    points, mass = heat.find(image)
+    apart = (points - found.points).norm(dim=1)
+    return Found(points, found.confidence * mass * torch.exp(-0.5 * (apart / APART) ** 2), found.cycle)
+
+
 def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -> None:
     """The mean window of every landmark over the pool's confident matches, as one more template.
 
-    One image's window holds what is peculiar to that image; what many images share stays in the mean. Ours, in place of
-    the self-trained heat maps of the card sec. 8.
+    One image's window holds what is peculiar to that image; what many images share stays in the mean. Ours.
     """
     network, config, bank = method.network, method.config, bank_of(method)
     patches, places, trust = [], [], []
@@ -114,8 +180,7 @@ def _fill_consensus(method: LocalDiscrimination, images: Sequence[MetaTensor]) -
 def predict(method: LocalDiscrimination, image: MetaTensor) -> tuple[Markup, tuple[str, ...]]:
     """Landmarks of an image as fiducials, and a warning that names those that are unsure."""
     config, bank = method.config, bank_of(method)
-    maps = embed_pyramid(method.network, image, config.pyramid)
-    found = find_landmarks(bank, maps, image.shape[1:], config.search, config.matching)
+    found = find(method, image)
     kept = [index for index in range(len(config.landmarks)) if bool(bank.known[:, index].any())]
     world = to_world(found.points.cpu(), image)
     confidence = [round(float(found.confidence[index]), 3) for index in kept]

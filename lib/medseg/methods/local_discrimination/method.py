@@ -136,6 +136,9 @@ class LocalDiscrimination(PatchMethod):
         network = EmbeddingNet(trunk, config.embedding, config.regions)
         if self.has_landmarks:
             network.bank = landmarks.build_bank(config)
+            if config.heat_iterations:
+                # the underscore: nobody starts from it, see `load_initial`
+                network._heat = landmarks.build_heat_maps(config)
         self.lengths = lengths_before_norms(trunk, partial(trunk.maps, self._any_image()))
         return network
 
@@ -232,7 +235,8 @@ class LocalDiscrimination(PatchMethod):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam (card sec. 6)."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+        learnt = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(learnt, lr=self.config.learning_rate)
 
     def conclude(self, training: TrainingSet) -> None:
         """Give weights back their first lengths, for those who start from them; keep the templates' windows."""
@@ -241,6 +245,7 @@ class LocalDiscrimination(PatchMethod):
         restore_lengths(trunk, self.lengths, partial(trunk.maps, image))
         if self.has_landmarks:
             landmarks.fill_bank(self, training)
+            landmarks.fit_heat_maps(self, training)
 
     @property
     def has_landmarks(self) -> bool:

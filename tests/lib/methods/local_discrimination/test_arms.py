@@ -15,7 +15,7 @@ from medseg.benchmark.recorder import load_overlay
 from medseg.cases import load_cases
 from medseg.errors import MedsegError
 from medseg.methods.local_discrimination import arms, unsupervised_arms
-from medseg.methods.local_discrimination.landmark_arms import correlate, template_of
+from medseg.methods.local_discrimination.landmark_arms import LONGER, correlate, template_of
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu, otsu_mask
 from medseg.methods.local_discrimination.unsupervised_arms import judge, other_images, target_mask
@@ -36,6 +36,7 @@ TINY = {
     "norm": "instance",
     "amp": "off",
     "pyramid": (2, 1),
+    "heat_iterations": 2,
 }
 
 
@@ -259,7 +260,7 @@ def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> N
     study = write_landmark_study(tmp_path / "study", 5, (80, 72), 6)
     contexts = {
         arm: replace(context(study, tmp_path, arm), metric="radial_error_mm")
-        for arm in ("coordinate_copy", "template_matching", "one_shot")
+        for arm in ("coordinate_copy", "template_matching", "one_shot", "one_shot_matches")
     }
     values: dict[str, Any] = {"scale": 1.0, "pixel_mm": 1.0}
 
@@ -267,12 +268,13 @@ def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> N
     errors = {arm: mean_table(result["cases"])["radial_error_mm"] for arm, result in results.items()}
 
     templates = [result["labelled"] for result in results.values()]
-    assert templates[0] == templates[1] == templates[2]
+    assert all(template == templates[0] for template in templates)
+    assert results["one_shot_matches"]["cases"] != results["one_shot"]["cases"]  # one has heat maps
     assert len(templates[0]) == 1
     assert [template_of(context(study, tmp_path, "x", seed=1, **values)).id] != templates[0]
     assert errors["template_matching"] < errors["coordinate_copy"]
     assert 0 < errors["one_shot"] < 60  # untrained: somewhere within the searched part of the image
-    assert results["one_shot"]["pretraining_iterations"] == 4
+    assert results["one_shot"]["pretraining_iterations"] == LONGER * 2
     assert results["one_shot"]["iterations"] == 0
     assert len(list((tmp_path / "runs" / "one_shot" / "pictures").glob("*.png"))) == 2
 

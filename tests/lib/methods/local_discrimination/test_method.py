@@ -32,6 +32,7 @@ SMALL = {
     "zoom": (1.0, 2.0),
     "mirror": 0.0,
     "region_weight": 0.5,
+    "heat_iterations": 0,
     "amp": "off",
 }
 

@@ -25,6 +25,7 @@ CONF = {
     f"{METHOD}.width": "4",
     f"{METHOD}.embedding": "8",
     f"{METHOD}.pyramid": "1",
+    f"{METHOD}.heat_iterations": "2",
     "device": "cpu",
     "tracking_uri": "off",
 }
