@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 POOL = 60  # ours: unmarked images that templates are matched on for the consensus
 KEPT = 0.5  # ours: share of them, the most confident for each landmark, that enter it
 FINDS = 120  # ours: unmarked images that the heat maps learn from
+FEWEST = 8  # ours: matches on fewer images than these have too little in common
 APART = 6.0  # ours: distance, in voxels, of window and heat map at which confidence falls to 0.6
 
 RADII = (2.0, 2.5, 3.0, 4.0)
@@ -100,11 +101,14 @@ def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
 def fit_heat_maps(method: LocalDiscrimination, training: TrainingSet) -> None:
     """Train the heat maps on all marked images, and on what the bank finds in the unmarked ones.
 
-    Without unmarked images there is nothing that the bank does not know as well.
+    With few unmarked images there is little that the bank does not know as well.
     """
     heat, bank = heat_maps_of(method), bank_of(method)
     pool = [case for case in training.cases if not is_marked(case)][:FINDS]
-    if heat is None or not pool or not bool(bank.known.any()):
+    if heat is None or not bool(bank.known.any()):
+        return
+    if len(pool) < FEWEST:
+        log.info("no heat maps: %d unmarked images are few, %d are needed", len(pool), FEWEST)
         return
     marked = [example for case in training.cases if is_marked(case) and (example := _marked(method, training, case))]
     known = bank.known.any(dim=0).cpu()

@@ -14,7 +14,7 @@ from medseg.benchmark.arms import ArmContext
 from medseg.benchmark.recorder import load_overlay
 from medseg.cases import load_cases
 from medseg.errors import MedsegError
-from medseg.methods.local_discrimination import arms, unsupervised_arms
+from medseg.methods.local_discrimination import arms, landmarks, unsupervised_arms
 from medseg.methods.local_discrimination.landmark_arms import LONGER, correlate, template_of
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu, otsu_mask
@@ -256,7 +256,8 @@ def test_judging_takes_the_union_of_the_targets_and_pixels_of_pictures(vessels: 
     assert judge(replace(case, label=tmp_path / "twice.png"), both, (1,))["dice"] < 0.9
 
 
-def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path) -> None:
+def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landmarks, "FEWEST", 2)
     study = write_landmark_study(tmp_path / "study", 5, (80, 72), 6)
     contexts = {
         arm: replace(context(study, tmp_path, arm), metric="radial_error_mm")

@@ -69,6 +69,7 @@ def test_untrained_maps_are_not_asked() -> None:
 def test_confidence_falls_where_maps_and_windows_disagree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = load_cases([write_landmark_study(tmp_path, 4, (64, 56), 2)])
     cases = [cases[0], *(LocalDiscrimination.hide_label(case) for case in cases[1:])]
+    monkeypatch.setattr(landmarks, "FEWEST", 3)
     settings = {"width": 4, "patch": (32, 32), "pyramid": (2, 1), "heat_iterations": 2}
     config = LocalDiscrimination.fit_config(LocalDiscriminationConfig.from_dict(settings), cases)
     method = LocalDiscrimination(config, {})
@@ -100,3 +101,18 @@ def test_an_image_larger_than_a_map_is_looked_at_coarsely() -> None:
     assert float(heat.factor) == pytest.approx((400 * 360 / 2**15) ** 0.5)
     assert points.shape == (1, 2)
     assert 0 <= float(mass) <= 1
+
+
+def test_few_unmarked_images_leave_it_to_the_templates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = load_cases([write_landmark_study(tmp_path, 3, (48, 44), 2)])
+    cases = [cases[0], *(LocalDiscrimination.hide_label(case) for case in cases[1:])]
+    config = LocalDiscrimination.fit_config(LocalDiscriminationConfig.from_dict({"width": 4, "pyramid": (1,)}), cases)
+    method = LocalDiscrimination(config, {})
+
+    with caplog.at_level("INFO"):
+        method.conclude(TrainingSet(tuple(cases), method.load))
+
+    heat = landmarks.heat_maps_of(method)
+    assert heat is not None
+    assert not heat.ready
+    assert "no heat maps: 2 unmarked images are few, 8 are needed" in caplog.text
