@@ -323,7 +323,7 @@ class Method(ABC):
         axes: number of spatial axes of the images, where no setting `dimension` tells it.
         markups: predictions carry points or lines; viewers are offered them as a model of their own.
         refresh: settings that follow from labels and are open again when what `conclude` keeps is renewed from today's
-            labels, without training (`refresh` in a train request); None: there is nothing to renew.
+            labels, without iterations (`refresh` in a train request); None: there is nothing to renew.
         describes: learns without any label, and the features of its scores choose the first images to label.
         app_settings: settings of the config that differ in the app from the preset and the defaults.
         merges_instances: masks without names that number instances of one structure are learnt as one label.

@@ -107,8 +107,8 @@ def load_initial(
 
 
 def _shared(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Without what stands below a module with a leading underscore: a model's own affair that nobody starts from."""
-    return {name: value for name, value in tensors.items() if not name.startswith("_") and "._" not in name}
+    """Without the heat maps of landmarks: a copy of the trunk that nobody starts from."""
+    return {name: value for name, value in tensors.items() if not name.startswith("_heat.")}
 
 
 def match_names(own: Tensors, given: Tensors) -> tuple[dict[str, str], dict[str, int]]:

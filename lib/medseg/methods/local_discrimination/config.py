@@ -76,6 +76,7 @@ class LocalDiscriminationConfig(PatchConfig):
 
     # benchmark: what `supervised` gets that starts from this
     finetune_iterations: int = 300  # ours
+    landmark_iterations: int = 0  # pretraining of the arms of landmarks, which serves all templates; 0: `iterations`
     finetune_learning_rate: float = 0.02  # ours: SGD of `supervised`
 
     def __post_init__(self) -> None:
@@ -87,8 +88,9 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("image_batch", "width", "embedding", "points", "finetune_iterations"):
             if getattr(self, key) < 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 1")
-        if self.heat_iterations < 0:
-            raise MedsegError(f"heat_iterations = {self.heat_iterations} must be at least 0")
+        for key in ("heat_iterations", "landmark_iterations"):
+            if getattr(self, key) < 0:
+                raise MedsegError(f"{key} = {getattr(self, key)} must be at least 0")
         for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
             if not 0 <= getattr(self, key) <= 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")

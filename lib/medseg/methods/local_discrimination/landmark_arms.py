@@ -24,7 +24,6 @@ from medseg.transforms.io import read_image
 PATCH_MM = 50.0  # card sec. 3: the best of 15, 30 and 50 mm
 SEARCH_MM = 20.0  # card sec. 3
 WORKING_MM = 0.6  # card sec. 3
-LONGER = 6  # ours: one pretraining serves all templates
 THUMBNAIL = 32  # ours: side of the pictures by which typical templates are told
 
 Places = Mapping[str, torch.Tensor]
@@ -104,7 +103,7 @@ def one_shot(ctx: Any, heat_iterations: int | None = None) -> dict[str, Any]:
     """
     needs_v_net(ctx)
     template = template_of(ctx)
-    longer = {"iterations": LONGER * ctx.config.iterations, "seed": 0}
+    longer = {"iterations": ctx.config.landmark_iterations or ctx.config.iterations, "seed": 0}
     folder = pretrain(ctx, LANDMARK_SETTINGS | longer, "landmarks")
     others = tuple(ctx.method.hide_label(case) for case in ctx.training_cases if case.id != template.id)
     names = {"landmarks": tuple(template.weak.landmarks), "templates": 1} if template.weak else {}
@@ -112,7 +111,10 @@ def one_shot(ctx: Any, heat_iterations: int | None = None) -> dict[str, Any]:
     if heat_iterations is not None:
         values["heat_iterations"] = heat_iterations
     predictor = ctx.train(values, cases=(template, *others))
-    filled = told(ctx.out / "model", folder) | {"iterations": 0}  # its one iteration at rate 0 is not the work
+    filled = told(ctx.out / "model", folder) | {
+        "iterations": 0,
+        "heat_iterations": predictor.method.config.heat_iterations,
+    }  # its one iteration at rate 0 is not the work
     return {"cases": ctx.evaluate(predictor), "labelled": [template.id], **filled}
 
 

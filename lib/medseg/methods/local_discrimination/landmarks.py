@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.cases import Case
-from medseg.methods.base import Markup, TrainingSet
+from medseg.methods.base import Markup, Sample, TrainingSet
 from medseg.methods.local_discrimination.config import LocalDiscriminationConfig
 from medseg.methods.local_discrimination.heatmaps import Example, HeatMaps, trusted
 from medseg.methods.local_discrimination.matching import Found, TemplateBank, embed_pyramid, find_landmarks, relative
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 POOL = 60  # ours: unmarked images that templates are matched on for the consensus
 KEPT = 0.5  # ours: share of them, the most confident for each landmark, that enter it
 FINDS = 120  # ours: unmarked images that the heat maps learn from
-FEWEST = 8  # ours: matches on fewer images than these have too little in common
-APART = 6.0  # ours: distance, in voxels, of window and heat map at which confidence falls to 0.6
+FEWEST = 8  # ours: fewer images than these have too little in common
+APART = 3.0  # ours: distance, in voxels of the maps, of window and heat map at which confidence falls to 0.6
 
 RADII = (2.0, 2.5, 3.0, 4.0)
 """Distances in mm within which a landmark counts as found (card sec. 3)."""
@@ -59,8 +59,8 @@ def bank_of(method: LocalDiscrimination) -> TemplateBank:
 
 
 def build_heat_maps(config: LocalDiscriminationConfig) -> HeatMaps:
-    """Untrained heat maps, of the width of the trunk that they start from."""
-    return HeatMaps(config.channels, len(config.landmarks), config.dimension, config.width)
+    """Untrained heat maps, of the form of the trunk that they start from."""
+    return HeatMaps(config.channels, len(config.landmarks), config.dimension, config.width, config.norm)
 
 
 def heat_maps_of(method: LocalDiscrimination) -> HeatMaps | None:
@@ -98,40 +98,49 @@ def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
         log.warning("no training image has one of the landmarks %s inside it: none is found", ", ".join(names))
 
 
+@torch.no_grad()
 def fit_heat_maps(method: LocalDiscrimination, training: TrainingSet) -> None:
-    """Train the heat maps on all marked images, and on what the bank finds in the unmarked ones.
-
-    With few unmarked images there is little that the bank does not know as well.
-    """
-    heat, bank = heat_maps_of(method), bank_of(method)
-    pool = [case for case in training.cases if not is_marked(case)][:FINDS]
+    """Train the heat maps on all marked images, and on what the bank finds in the unmarked ones."""
+    heat, bank, network = heat_maps_of(method), bank_of(method), method.network
     if heat is None or not bool(bank.known.any()):
         return
-    if len(pool) < FEWEST:
-        log.info("no heat maps: %d unmarked images are few, %d are needed", len(pool), FEWEST)
+    marked = [case for case in training.cases if is_marked(case)]
+    pool = [case for case in training.cases if not is_marked(case)][:FINDS]
+    if len(marked) + len(pool) < FEWEST:
+        log.info("no heat maps: %d images are few, %d are needed", len(marked) + len(pool), FEWEST)
         return
-    marked = [example for case in training.cases if is_marked(case) and (example := _marked(method, training, case))]
-    known = bank.known.any(dim=0).cpu()
-    images = [training.load(case)["image"] for case in pool]
-    finds = [match(method, image) for image in images]
-    trust = trusted(torch.stack([found.confidence.cpu() * known for found in finds]))
-    guessed = [
-        Example(image.as_tensor(), found.points.cpu(), weights)
-        for image, found, weights in zip(images, finds, trust, strict=True)
-    ]
-    heat.fit([*marked, *guessed], method.network.trunk, method.config.heat_iterations, method.config.seed)
+    was_training = network.training
+    network.eval()
+    heat.look_at(training.load((marked + pool)[0])["image"].shape[1:])
+    examples = _finds(method, heat, training, pool)
+    weight = max([1.0, *(float(e.trust.max()) for e in examples)])  # a person's mark counts as the surest find
+    examples += [_mark(method, heat, training.load(case), weight) for case in marked]
+    heat.fit(examples, network.trunk, method.config.heat_iterations, method.config.seed)
+    network.train(was_training)
 
 
-def _marked(method: LocalDiscrimination, training: TrainingSet, case: Case) -> Example | None:
+def _finds(method: LocalDiscrimination, heat: HeatMaps, training: TrainingSet, pool: Sequence[Case]) -> list[Example]:
+    """Unmarked images with what the bank finds in them."""
+    if not pool:
+        return []
+    known = bank_of(method).known.any(dim=0).cpu()
+    examples, confidence = [], []
+    for case in pool:
+        image = training.load(case)["image"]
+        found = match(method, image)
+        examples.append(heat.example(image, found.points.cpu(), torch.zeros(0)))
+        confidence.append(found.confidence.cpu())
+    trust = trusted(torch.stack(confidence), known)
+    return [replace(example, trust=weights) for example, weights in zip(examples, trust, strict=True)]
+
+
+def _mark(method: LocalDiscrimination, heat: HeatMaps, loaded: Sample, weight: float) -> Example:
     """A marked image; a landmark that it has not has no weight."""
-    loaded, names = training.load(case), method.config.landmarks
-    places = loaded["landmarks"]
-    if not any(name in places for name in names):
-        return None
+    places, names = loaded["landmarks"], method.config.landmarks
     nowhere = torch.zeros(loaded["image"].ndim - 1)
     points = torch.stack([places.get(name, nowhere) for name in names])
-    trust = torch.tensor([float(name in places) for name in names])
-    return Example(loaded["image"].as_tensor(), points, trust, marked=True)
+    trust = torch.tensor([weight * (name in places) for name in names])
+    return heat.example(loaded["image"], points, trust, marked=True)
 
 
 def match(method: LocalDiscrimination, image: MetaTensor) -> Found:
@@ -151,7 +160,7 @@ def find(method: LocalDiscrimination, image: MetaTensor) -> Found:
     if heat is None or not heat.ready:
         return found
     points, mass = heat.find(image)
-    apart = (points - found.points).norm(dim=1)
+    apart = (points - found.points).norm(dim=1) / heat.factor
     return Found(points, found.confidence * mass * torch.exp(-0.5 * (apart / APART) ** 2), found.cycle)
 
 

@@ -139,7 +139,6 @@ class LocalDiscrimination(PatchMethod):
         if self.has_landmarks:
             network.bank = landmarks.build_bank(config)
             if config.heat_iterations:
-                # the underscore: nobody starts from it, see `load_initial`
                 network._heat = landmarks.build_heat_maps(config)
         self.lengths = lengths_before_norms(trunk, partial(trunk.maps, self._any_image()))
         return network
@@ -238,8 +237,7 @@ class LocalDiscrimination(PatchMethod):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam (card sec. 6)."""
-        learnt = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(learnt, lr=self.config.learning_rate)
+        return torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
 
     def conclude(self, training: TrainingSet) -> None:
         """Give weights back their first lengths, for those who start from them; keep the templates' windows."""

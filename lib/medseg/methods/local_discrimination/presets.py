@@ -26,6 +26,7 @@ PRESETS = {
             "mirror": 0.0,  # ours: a view and its mirror image are too hard to match in a thousand iterations
             "zoom": (1.0, 2.0),  # ours: more context in a small patch
             "finetune_learning_rate": 0.05,
+            "landmark_iterations": 4800,  # ours: a quarter of an hour; see benchmarks/local_discrimination
             "validate_every": 0,
             "patient_pattern": EYES,
         },

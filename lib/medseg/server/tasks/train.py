@@ -57,7 +57,7 @@ class MedsegTrain(TrainTask):
     """Trains one method on everything the datastore knows.
 
     Request keys: `device`, `processes` (of torchrun, one GPU each), `resume` (default true), `labelled` (use only the
-    first N labelled training images), `refresh` (no training: the served model with today's labels, for example with
+    first N labelled training images), `refresh` (no pretraining: the served model with today's labels, for example with
     one more template, see `Method.refresh`), and every setting of the method's config, for example `iterations`.
     """
 
@@ -103,7 +103,10 @@ class MedsegTrain(TrainTask):
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
         if refresh:
-            config, resume = self._refreshed(), False
+            config, resume = (
+                self._refreshed({key: getattr(config, key) for key in options if hasattr(config, key)}),
+                False,
+            )
         if not self.study.datastore.list_images():
             raise ConflictError(f"study {self.study.key} holds no image; add images to it, then train")
         if needs_masks(self.method) and not self.study.labelled():
@@ -233,8 +236,11 @@ class MedsegTrain(TrainTask):
         there = torch.cuda.device_count()
         return there if wanted == "all" else min(int(wanted), there)
 
-    def _refreshed(self) -> MethodConfig:
-        """The served model's settings; what follows from labels is open again, and one iteration learns nothing."""
+    def _refreshed(self, asked: Mapping[str, Any]) -> MethodConfig:
+        """The served model's settings and those asked for; what follows from labels is open again.
+
+        Its one iteration learns nothing.
+        """
         kind = method_class(self.method)
         if kind.refresh is None:
             raise MedsegError(f"{self.method} keeps nothing that a refresh could renew; train it")
@@ -243,7 +249,7 @@ class MedsegTrain(TrainTask):
             raise ConflictError(f"{self.method} has no model to refresh yet; train it first")
         settings = read_config(champion.folder)["config"]
         still = {"iterations": 1, "learning_rate": 0.0, "init": str(champion.folder / "model.safetensors")}
-        return kind.config_class.from_dict({**settings, **still}).with_overrides(kind.refresh)
+        return kind.config_class.from_dict({**settings, **asked, **still}).with_overrides(kind.refresh)
 
     def _init(self) -> str | None:
         """Weights to start from: those of `--conf init`, which may name the champion of this or of another method."""

@@ -15,7 +15,7 @@ from medseg.benchmark.recorder import load_overlay
 from medseg.cases import load_cases
 from medseg.errors import MedsegError
 from medseg.methods.local_discrimination import arms, landmarks, unsupervised_arms
-from medseg.methods.local_discrimination.landmark_arms import LONGER, correlate, template_of
+from medseg.methods.local_discrimination.landmark_arms import correlate, template_of
 from medseg.methods.local_discrimination.method import LocalDiscrimination
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu, otsu_mask
 from medseg.methods.local_discrimination.unsupervised_arms import judge, other_images, target_mask
@@ -37,6 +37,7 @@ TINY = {
     "amp": "off",
     "pyramid": (2, 1),
     "heat_iterations": 2,
+    "landmark_iterations": 4,
 }
 
 
@@ -275,8 +276,9 @@ def test_landmark_arms_share_a_template_and_seeds_change_it(tmp_path: Path, monk
     assert [template_of(context(study, tmp_path, "x", seed=1, **values)).id] != templates[0]
     assert errors["template_matching"] < errors["coordinate_copy"]
     assert 0 < errors["one_shot"] < 60  # untrained: somewhere within the searched part of the image
-    assert results["one_shot"]["pretraining_iterations"] == LONGER * 2
+    assert results["one_shot"]["pretraining_iterations"] == 4
     assert results["one_shot"]["iterations"] == 0
+    assert results["one_shot"]["heat_iterations"] == 2
     assert len(list((tmp_path / "runs" / "one_shot" / "pictures").glob("*.png"))) == 2
 
 

@@ -116,6 +116,8 @@ def test_a_confirmed_image_is_one_more_template_without_training(app: Any) -> No
     assert "bank.known" not in before
     assert bool(after["bank.known"].any())
     assert all(torch.allclose(after[key], value) for key, value in before.items() if key.startswith("trunk."))
+    asked = app._trainers[METHOD].check({"refresh": True, "heat_iterations": "0", "iterations": "9"}).config
+    assert (asked.heat_iterations, asked.iterations, asked.learning_rate) == (0, 1, 0.0)
     with pytest.raises(MedsegError, match="supervised keeps nothing that a refresh could renew"):
         app._trainers["supervised"].check({"refresh": True})
 
