@@ -427,8 +427,15 @@ class Method(ABC):
         return case.without_label()
 
     @classmethod
-    def derive_weak(cls, case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
+    def derive_weak(
+        cls, case: Case, labels: Mapping[str, int], config: MethodConfig | None = None
+    ) -> WeakLabels | None:
         """Weak labels that follow from a finished mask, for the app to keep. Default: None, nothing follows.
+
+        Args:
+            case: with a mask.
+            labels: of the mask.
+            config: what the method would train with; None: the defaults.
 
         Raises:
             MedsegError: the files do not fit together.

@@ -70,7 +70,9 @@ def derive_weak(study: Study, image_id: str, author: str = "") -> dict[str, Weak
         try:
             case = study.case(image_id)
             kind = method_class(name)
-            weak = kind.derive_weak(case, kind.fit_labels(study.labels)) if case.label is not None else None
+            if case.label is None:
+                continue
+            weak = kind.derive_weak(case, kind.fit_labels(study.labels), study.settings.config(name))
         except MedsegError as error:
             logger.warning("no weak labels of %s for %s: %s", image_id, name, error)
             continue

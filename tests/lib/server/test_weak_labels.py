@@ -126,6 +126,7 @@ def test_a_readers_angles_and_points_are_not_undone_at_the_next_start(study: Pat
 
 
 def test_a_finished_mask_renews_the_extents(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medseg.methods.dram.config import DRAMConfig
     from medseg.methods.dram.method import DRAM
 
     monkeypatch.setattr(weak_labels, "method_class", lambda name: DRAM)
@@ -136,7 +137,10 @@ def test_a_finished_mask_renews_the_extents(study: Path, monkeypatch: pytest.Mon
     store = MedsegDatastore(study)
     case = Case("c0", study / "c0.nii.gz", lesion, regions)
     fake = SimpleNamespace(
-        settings=SimpleNamespace(models=("dram",)), labels={"lesion": 1}, datastore=store, case=lambda identifier: case
+        settings=SimpleNamespace(models=("dram",), config=lambda name: DRAMConfig(lesion="lesion")),
+        labels={"lesion": 1},
+        datastore=store,
+        case=lambda identifier: case,
     )
 
     found = derive_weak(fake, "c0", "ann")

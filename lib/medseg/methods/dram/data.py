@@ -210,11 +210,15 @@ def _refuse_labels(case: Case, config: DRAMConfig) -> None:
 
 
 def read_extents(case: Case, facts: CaseFacts, config: DRAMConfig) -> Extents:
-    """What is known of the regions' extents: stated ones, else those that follow from the mask."""
+    """What is known of the regions' extents: stated ones, else those that follow from the mask.
+
+    Those that were derived from the mask yield to it: it may have been corrected, or other regions asked for, since.
+    """
     rule = rule_of(config)
     if facts.regions is None:
         return Extents()
-    if case.weak is not None and says_extents(case):
+    derived = case.weak is not None and case.weak.source == "mask" and facts.lesion is not None
+    if case.weak is not None and says_extents(case) and not derived:
         return extents_of_weak(case.weak, facts.names, rule, f"image {case.id}")
     if facts.lesion is None:
         return Extents()

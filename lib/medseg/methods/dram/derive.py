@@ -13,10 +13,15 @@ from medseg.transforms.io import read_image
 from medseg.weak import WeakLabels
 
 
-def derive_extents(case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
+def derive_extents(case: Case, labels: Mapping[str, int], settings: DRAMConfig | None = None) -> WeakLabels | None:
     """Percentages per region of a case with a mask, `source` "mask", by nobody yet; the case's other weak labels stay.
 
     Regions come from the region mask, else from the mask's lungs, if a label is called so; None where neither is there.
+
+    Args:
+        case: with a mask.
+        labels: of the mask.
+        settings: which tell lesion and regions; None: the defaults.
     """
     if case.label is None or (case.regions is None and not any("lung" in name.casefold() for name in labels)):
         return None  # a mask of other organs says nothing of lungs
@@ -24,7 +29,8 @@ def derive_extents(case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
     if original.ndim != 4 or len(labels) < 1:
         return None
     image = to_canonical(original)
-    config = DRAMConfig(window=guess_window(image))
+    settings = settings or DRAMConfig()
+    config = settings.with_overrides({"window": settings.window or guess_window(image)})
     facts = read_facts(case, image, original, config, labels)
     if facts.regions is None or facts.lesion is None:
         return None

@@ -114,9 +114,12 @@ class DRAM(Method):
         return dict(found) or {"lesion": 1}
 
     @classmethod
-    def derive_weak(cls, case: Case, labels: Mapping[str, int]) -> WeakLabels | None:
+    def derive_weak(
+        cls, case: Case, labels: Mapping[str, int], config: MethodConfig | None = None
+    ) -> WeakLabels | None:
         """Extents that follow from a finished mask and regions; None where no region is known."""
-        return derive_extents(case, labels)
+        assert config is None or isinstance(config, DRAMConfig)
+        return derive_extents(case, labels, config)
 
     @property
     def dimension(self) -> int:

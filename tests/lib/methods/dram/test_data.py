@@ -247,6 +247,28 @@ def test_extents_derived_from_a_finished_mask(write_case: Callable) -> None:
     assert derive_extents(replace(case, regions=None), {"liver": 1, "spleen": 2}) is None
 
 
+@pytest.mark.parametrize("scheme", ["auto", "sides"])
+def test_derived_extents_are_of_the_studys_regions_and_lesion(
+    write_case: Callable, build: Callable[..., DRAM], tmp_path: Path, scheme: str
+) -> None:
+    case, chest = write_case(9)
+    affine = read_image(case.image).affine.numpy()
+    lungs = write_grid(tmp_path / "lungs.nii.gz", (chest.regions > 0).astype(np.uint8), affine)
+    other = write_grid(tmp_path / "two.nii.gz", np.where(chest.mask == 2, 3, chest.mask).astype(np.uint8), affine)
+    case, labels = replace(case, regions=lungs, label=other), {"lung": 1, "consolidation": 2, "ggo": 3}
+    method = build(labels, regions=scheme, lesion="ggo")
+
+    weak = DRAM.derive_weak(case, labels, method.config)
+
+    assert weak is not None
+    assert sum(value > 0 for value in weak.extent.values()) > 0
+    assert ("left" in weak.extent) == (scheme == "sides")
+    read = method.load(replace(case, weak=weak))["extents"]
+    assert torch.equal(read, method.load(case)["extents"])  # what follows from a mask yields to it
+    later = build(labels, regions="thirds" if scheme == "sides" else "sides", lesion="ggo")
+    assert torch.equal(later.load(replace(case, weak=weak))["extents"], later.load(case)["extents"])
+
+
 def test_real_data_have_the_cards_regions(data_dir: Path, build: Callable[..., DRAM]) -> None:
     from medseg.cases import load_cases
 
