@@ -10,7 +10,7 @@ import numpy as np
 
 from medseg.errors import MedsegError, UnusableInputError
 from medseg.transforms.io import read_mask
-from medseg.transforms.regions import by_region, possible_names
+from medseg.transforms.regions import SCHEMES, by_region, possible_names
 
 TAG = "regions"
 
@@ -47,12 +47,14 @@ def check_regions(values: Mapping[str, Any], ids: Sequence[int], where: str) -> 
 
     Args:
         values: extents or scores by region.
-        ids: those in the mask; empty: nothing is known, and nothing refused.
+        ids: those in the mask; empty: none is known, and only names that no scheme has are refused.
         where: named in the error.
 
     Raises:
         UnusableInputError: tells the regions of the scheme that fits most of the values.
     """
+    if not ids:
+        _check_spelling(values, where)
     errors = []
     for names in possible_names(ids) if ids else []:
         try:
@@ -62,6 +64,16 @@ def check_regions(values: Mapping[str, Any], ids: Sequence[int], where: str) -> 
             errors.append((sum(not _fits(key, names) for key in values), not any(names.values()), error))
     if errors:
         raise min(errors, key=lambda found: found[:2])[2]
+
+
+def _check_spelling(values: Mapping[str, Any], where: str) -> None:
+    known = list(dict.fromkeys(name for scheme in SCHEMES.values() for name in scheme))
+    for name in values:
+        spelt = name.strip().replace(" ", "_").replace("-", "_").casefold()
+        if not spelt.isdecimal() and spelt not in known:
+            raise UnusableInputError(
+                f"{where}: no region is called {name!r}; give a number or one of {', '.join(known)}"
+            )
 
 
 def _fits(key: str, names: Mapping[int, str]) -> bool:

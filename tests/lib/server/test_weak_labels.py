@@ -59,7 +59,10 @@ def test_nothing_is_half_imported(study: Path) -> None:
             "extent_1,extent_9",
             r"line 3, column 'extent_9': there is no region '9'.*1 \(left_lower\), 2.*6 \(right_upper\)",
         ),
-        ("extent_1,extent_left_lowr", "line 3, column 'extent_left_lowr': there is no region 'left_lowr'"),
+        (
+            "extent_1,extent_left_lowr",
+            "line 2, column 'extent_left_lowr': no region is called 'left_lowr'; give a number or one of left_",
+        ),
         ("extent_1,score_left", "line 3, column 'score_left': there is no region 'left'"),
         ("extent_1,extent_left_lower", "line 3: '1' and 'left_lower' are one region, but say 10.0 and 5.0"),
     ],
@@ -81,7 +84,13 @@ def test_an_info_is_checked_against_the_region_mask(study: Path) -> None:
     lungs = (chest.regions > 0).astype(np.uint8)
     store.save_label("c1", str(write_grid(study.parent / "r.nii.gz", lungs, chest.affine)), "regions", {})
 
-    store.update_image_info("c0", {"weak": {"extent": {"anything": 5}}})  # no region mask, nothing to check with
+    store.update_image_info(
+        "c0", {"weak": {"extent": {"Left-Lower": 5, "9": 5}}}
+    )  # no region mask, any region may come
+    with pytest.raises(
+        UnusableInputError, match="image c0: no region is called 'left_lwer'; give a number or one of left_"
+    ):
+        store.update_image_info("c0", {"weak": {"extent": {"left_lwer": 5}}})
     for extent in ({"left_lower": 5}, {"right": [5, 10]}, {"6": 5}):  # a lung mask is split, by thirds or sides
         store.update_image_info("c1", {"weak": {"extent": extent}})
     with pytest.raises(UnusableInputError, match="image c1: there is no region 'left_lowr'"):

@@ -28,6 +28,7 @@ RATE = 3e-3  # ours: as the pretraining with the CPU preset
 SIGMA = 1.5  # ours: of a landmark's blob, voxels of the map
 MARKED = 0.1  # ours: least share of marked images among those that are drawn
 SURE = 0.7  # ours: share of the matches, the most confident for each landmark, that are learnt from
+TAIL = 5.0  # ours: distance from the templates' find at which a map counts half, voxels of the map
 RADIUS = 4  # ours: the blob around the peak whose centre is the landmark
 SMALLEST = 32  # voxels of a map along an axis; the border is repeated until there are so many
 WATCH = 50  # iterations between lines of the log
@@ -98,8 +99,14 @@ class HeatMaps(nn.Module):
         return Example(small, (points + 0.5) * ratio - 0.5, trust, marked)
 
     @torch.no_grad()
-    def find(self, image: MetaTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def find(self, image: MetaTensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Landmarks of an image (C, *grid).
+
+        Args:
+            image: the image.
+            near: (L, axes) where the templates find them, voxels of the image. A map counts the less, the farther from
+                there, with a long tail: the one image in which a map has its peak elsewhere is not lost, nor is the
+                image in which the templates were wrong.
 
         Returns:
             Points (L, axes) in voxels of the image, and (L,) the share of each map that lies around its point.
@@ -111,10 +118,11 @@ class HeatMaps(nn.Module):
         wide = F.pad(small[None], pads, mode="replicate").to(self.factor.device)
         with torch.autocast(self.factor.device.type, enabled=False):
             logits = self.net(wide)[0][(slice(None), *(slice(n) for n in size))]
-        chance = torch.softmax(logits.flatten(1), dim=1).reshape(logits.shape)
+        ratio = near.new_tensor(image.shape[1:]) / near.new_tensor(size)
+        apart = torch.cdist((near + 0.5) / ratio - 0.5, voxels(size, near)).reshape(logits.shape)
+        chance = torch.softmax((logits - torch.log1p((apart / TAIL) ** 2)).flatten(1), dim=1).reshape(logits.shape)
         found = [centre(plane, peak) for plane, peak in zip(chance, highest(chance).round(), strict=True)]
         points, mass = (torch.stack(part) for part in zip(*found, strict=True))
-        ratio = points.new_tensor(image.shape[1:]) / points.new_tensor(size)
         return (points + 0.5) * ratio - 0.5, mass
 
     def fit(self, examples: Sequence[Example], trunk: nn.Module, iterations: int, seed: int) -> None:

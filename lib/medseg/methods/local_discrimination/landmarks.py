@@ -159,7 +159,7 @@ def find(method: LocalDiscrimination, image: MetaTensor) -> Found:
     found, heat = match(method, image), heat_maps_of(method)
     if heat is None or not heat.ready:
         return found
-    points, mass = heat.find(image)
+    points, mass = heat.find(image, found.points)
     apart = (points - found.points).norm(dim=1) / heat.factor
     return Found(points, found.confidence * mass * torch.exp(-0.5 * (apart / APART) ** 2), found.cycle)
 

@@ -108,7 +108,7 @@ def test_a_network_that_predicts_for_all_is_nearer_than_the_finds_it_learnt_from
     def error(points: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:
         return float(torch.stack([(p - t).norm(dim=1).mean() for p, t in zip(points, true, strict=True)]).mean())
 
-    learnt = error([heat.find(sample["image"])[0] for sample in samples[26:]], truth[26:])
+    learnt = error([heat.find(sample["image"], torch.full((2, 2), 22.0))[0] for sample in samples[26:]], truth[26:])
     average = error([torch.stack(finds[:26]).mean(dim=0)] * 6, truth[26:])
     assert learnt < 0.85 * average  # it looks at the image
     assert learnt < 0.65 * error(finds, truth)
@@ -147,7 +147,7 @@ def test_large_and_flat_images_are_looked_at_in_their_own_shape(grid: tuple[int,
     example = heat.example(image, point, torch.ones(1))
     heat.fit([example], trunk(axes, 2), 1, 0)
 
-    points, mass = heat.find(image)
+    points, mass = heat.find(image, point)
 
     assert float(heat.factor) == pytest.approx((torch.tensor(grid).prod().item() / patch) ** (1 / axes))
     assert example.image.shape[1:] == tuple(round(n / float(heat.factor)) for n in grid)
@@ -164,12 +164,28 @@ def test_confidence_falls_where_maps_and_windows_disagree(cases: list[Case], mon
     before = landmarks.match(method, image)
 
     def answer(shift: float) -> Found:
-        monkeypatch.setattr(heat, "find", lambda _: (before.points + shift, torch.ones(2)))
+        monkeypatch.setattr(heat, "find", lambda *_: (before.points + shift, torch.ones(2)))
         return landmarks.find(method, image)
 
     assert torch.equal(answer(0.0).confidence, before.confidence)
     assert torch.equal(answer(3.0).points, before.points + 3.0)
     assert bool((answer(4.0).confidence < 0.6 * before.confidence).all())
+
+
+def test_of_two_peaks_the_one_near_the_templates_find_wins_and_a_clear_one_wins_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heat, image = HeatMaps(1, 1, 2, 2), picture(64, 64)
+    both = blobs(torch.tensor([[[12.0, 12.0]]]), (64, 64)) + blobs(torch.tensor([[[50.0, 40.0]]]), (64, 64))
+    clear = blobs(torch.tensor([[[12.0, 12.0]]]), (64, 64))
+    near = torch.tensor([[46.0, 42.0]])
+
+    def answer(chance: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(heat, "net", lambda _: torch.log(chance + 1e-9))
+        return heat.find(image, near)[0][0]
+
+    assert torch.dist(answer(both), torch.tensor([50.0, 40.0])) < 0.5
+    assert torch.dist(answer(clear), torch.tensor([12.0, 12.0])) < 0.5
 
 
 @pytest.mark.parametrize("marked", [1, 9])
