@@ -43,7 +43,6 @@ from medseg.methods.local_discrimination.points import names_of, pixel_size, vox
 from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
 from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
 from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
-from medseg.methods.local_discrimination.thresholds import is_thin
 from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
 from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy, random_crop
 from medseg.networks.rescale import lengths_before_norms, restore_lengths
@@ -133,7 +132,6 @@ class LocalDiscrimination(PatchMethod):
         config = self.config
         self.pretraining = Pretraining(config)
         self.shapes: list[torch.Tensor] = []
-        self.broad = False
         trunk = self.target.trunk(config.channels, config.dimension, config.width, config.norm)
         network = EmbeddingNet(trunk, config.embedding, config.regions)
         if self.has_landmarks:
@@ -167,7 +165,6 @@ class LocalDiscrimination(PatchMethod):
             log.warning("%d images are few to learn places from; add unlabelled ones", len(cases))
         if self.config.shapes and not self.shapes:
             self.shapes = read_shapes(Path(self.config.shapes), self.config.scale, self.dimension)
-            self.broad = not is_thin([shape[0].numpy() > 0 for shape in self.shapes])
             log.info("%d shapes from %s", len(self.shapes), self.config.shapes)
         return [Stream("images", tuple(cases), self.config.image_batch)]
 
@@ -220,7 +217,7 @@ class LocalDiscrimination(PatchMethod):
         views = draw_views(shape.shape[1:], torch.tensor(shape.shape[1:]) / 2, self.config.views, generator)
         mask = (views[0].render(shape) > 0.5).float()
         ground = random_crop({"image": image}, self.config.patch, 0.0, generator)["image"]
-        picture, mask = render_shape(mask, ground, self.config.polarity, generator, self.broad)
+        picture, mask = render_shape(mask, ground, self.config.polarity, generator)
         return {"shape_image": picture, "shape_mask": mask}
 
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:

@@ -1,9 +1,8 @@
 """Shape prior: pictures rendered from binary masks of any source, from which a segmenter learns without labels.
 
 A mask says how vessels or lungs look as shapes and nothing of their grey values. Random grey values, textures and
-contrasts are put inside and outside of it, so that what a network can rely on is the shape. Thin shapes lie half of the
-time over a blurred real image. Broad ones never do: those of the image itself survive the blur and would be taught as
-background.
+contrasts are put inside and outside of it, half of the time over a blurred real image, so that what a network can rely
+on is the shape.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def read_shapes(folder: Path, scale: float, dimension: int) -> list[torch.Tensor
 
 
 def render_shape(
-    mask: torch.Tensor, background: torch.Tensor, polarity: str, rng: torch.Generator, broad: bool = False
+    mask: torch.Tensor, background: torch.Tensor, polarity: str, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture of a shape.
 
@@ -59,13 +58,12 @@ def render_shape(
         background: (C, *patch) a view of a real image, about unit spread; blurred here until no fine shape is left.
         polarity: "dark", "bright" or "any": how the shape differs from what surrounds it.
         rng: source of all randomness.
-        broad: leave `background` out, and give the inside a texture of its own, as lungs have ribs.
 
     Returns:
         Picture (C, *patch) of about unit spread and mask (1, *patch).
     """
     channels, axes = background.shape[0], mask.ndim - 1
-    if not broad and float(torch.rand(1, generator=rng)) < 0.5:
+    if float(torch.rand(1, generator=rng)) < 0.5:
         ground = blur(background, 6.0)
     else:
         ground = _texture((channels, *mask.shape[1:]), (3, 5, 9), rng)
@@ -75,9 +73,6 @@ def render_shape(
     soft = blur(mask, 0.4 + 1.2 * float(torch.rand(1, generator=rng)))
     uneven = (1 + 0.4 * _texture((1, *mask.shape[1:]), (4, 8), rng)).clamp_min(0.2)
     picture = ground + contrast * uneven * soft
-    if broad:
-        rough = 0.6 * float(torch.rand(1, generator=rng))
-        picture = picture + rough * soft * _texture((channels, *mask.shape[1:]), (9, 18, 30), rng)
     picture = picture + 0.3 * float(torch.rand(1, generator=rng)) * torch.randn(picture.shape, generator=rng)
     picture = blur(picture, 0.3 + 0.7 * float(torch.rand(1, generator=rng)))
     dims = tuple(range(1, picture.ndim))
