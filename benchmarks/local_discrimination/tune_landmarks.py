@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +21,10 @@ from medseg.inference.model_folder import load_model
 from medseg.methods.base import TrainingSet
 from medseg.methods.local_discrimination import heatmaps, landmarks
 from medseg.methods.local_discrimination.landmark_arms import template_of
+from medseg.methods.local_discrimination.landmarks import radial_errors
 from medseg.methods.local_discrimination.method import LocalDiscrimination
-from medseg.methods.local_discrimination.points import to_world, world_of
+from medseg.metrics.table import mean_table
 from medseg.training.initial import load_initial
-from medseg.transforms.io import read_image
 
 EVERY = 4
 HELD_OUT = 0.25  # as the benchmark
@@ -42,14 +42,11 @@ def build(model: Path, template: Case, device: str) -> LocalDiscrimination:
     return method
 
 
-def errors(method: LocalDiscrimination, case: Case, find: object) -> list[float]:
-    """Distance of every landmark in mm."""
-    loaded, original = method.load(case), read_image(case.image)
-    assert callable(find)
-    found = to_world(find(method, loaded["image"]).points.cpu(), loaded["image"])
-    truth = world_of(case, original)
-    named = dict(zip(method.config.landmarks, found.tolist(), strict=True))
-    return [method.config.pixel_mm * math.dist(named[name], point.tolist()) for name, point in truth.items()]
+def report(name: str, method: LocalDiscrimination, cases: Sequence[Case]) -> None:
+    """Print the mean over cases of errors in mm and shares within 2, 2.5, 3 and 4 mm."""
+    found = {case.id: landmarks.predict(method, method.load(case)["image"])[0] for case in cases}
+    table = mean_table({case.id: radial_errors(found[case.id], case, method.config.pixel_mm) for case in cases})
+    print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in table.items()))
 
 
 def main() -> None:
@@ -70,9 +67,9 @@ def main() -> None:
     left_out, kept = others[EVERY - 1 :: EVERY], [case for i, case in enumerate(others) if i % EVERY != EVERY - 1]
     method = build(arguments.model, template, arguments.device)
     method.conclude(TrainingSet((template, *map(LocalDiscrimination.hide_label, kept)), method.load))
-    for name, find in (("templates alone", landmarks.match), ("with heat maps", landmarks.find)):
-        table = landmarks.error_table([error for case in left_out for error in errors(method, case, find)])
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in table.items()))
+    report("with heat maps", method, left_out)
+    del method.network._heat
+    report("templates alone", method, left_out)
 
 
 if __name__ == "__main__":

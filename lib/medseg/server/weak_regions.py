@@ -69,8 +69,7 @@ def check_regions(values: Mapping[str, Any], ids: Sequence[int], where: str) -> 
 def _check_spelling(values: Mapping[str, Any], where: str) -> None:
     known = list(dict.fromkeys(name for scheme in SCHEMES.values() for name in scheme))
     for name in values:
-        spelt = name.strip().replace(" ", "_").replace("-", "_").casefold()
-        if not spelt.isdecimal() and spelt not in known:
+        if not name.strip().isdecimal() and not _fits(name, dict(enumerate(known))):
             raise UnusableInputError(
                 f"{where}: no region is called {name!r}; give a number or one of {', '.join(known)}"
             )

@@ -84,9 +84,8 @@ def test_an_info_is_checked_against_the_region_mask(study: Path) -> None:
     lungs = (chest.regions > 0).astype(np.uint8)
     store.save_label("c1", str(write_grid(study.parent / "r.nii.gz", lungs, chest.affine)), "regions", {})
 
-    store.update_image_info(
-        "c0", {"weak": {"extent": {"Left-Lower": 5, "9": 5}}}
-    )  # no region mask, any region may come
+    # c0 has no region mask: any region may come
+    store.update_image_info("c0", {"weak": {"extent": {"Left-Lower": 5, "9": 5}}})
     with pytest.raises(
         UnusableInputError, match="image c0: no region is called 'left_lwer'; give a number or one of left_"
     ):

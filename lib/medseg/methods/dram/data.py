@@ -217,8 +217,7 @@ def read_extents(case: Case, facts: CaseFacts, config: DRAMConfig) -> Extents:
     rule = rule_of(config)
     if facts.regions is None:
         return Extents()
-    derived = case.weak is not None and case.weak.source == "mask" and facts.lesion is not None
-    if case.weak is not None and says_extents(case) and not derived:
+    if case.weak is not None and says_extents(case) and (case.weak.source != "mask" or facts.lesion is None):
         return extents_of_weak(case.weak, facts.names, rule, f"image {case.id}")
     if facts.lesion is None:
         return Extents()

@@ -22,7 +22,7 @@ from medseg.transforms.grid import resize
 
 log = logging.getLogger(__name__)
 
-VOXELS = {2: 2**15, 3: 2**15}  # ours: about as many has a map, as whole images are looked at
+VOXELS = 2**15  # ours: about as many has a map, as whole images are looked at
 BATCH = {2: 4, 3: 1}  # ours: views per iteration
 RATE = 3e-3  # ours: as the pretraining with the CPU preset
 SIGMA = 1.5  # ours: of a landmark's blob, voxels of the map
@@ -90,7 +90,7 @@ class HeatMaps(nn.Module):
 
     def look_at(self, grid: Sequence[int]) -> None:
         """Set the scale of the maps by the grid of an image like those that will come."""
-        self.factor.fill_(max(1.0, (math.prod(grid) / VOXELS[self.axes]) ** (1 / self.axes)))
+        self.factor.fill_(max(1.0, (math.prod(grid) / VOXELS) ** (1 / self.axes)))
 
     def example(self, image: MetaTensor, points: torch.Tensor, trust: torch.Tensor, marked: bool = False) -> Example:
         """An image (C, *grid) and points in its voxels, at the scale of the maps."""

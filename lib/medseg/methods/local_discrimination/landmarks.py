@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from monai.data import MetaTensor
+from monai.networks.utils import eval_mode
 
 from medseg.cases import Case
 from medseg.methods.base import Markup, Sample, TrainingSet
@@ -98,7 +99,6 @@ def fill_bank(method: LocalDiscrimination, training: TrainingSet) -> None:
         log.warning("no training image has one of the landmarks %s inside it: none is found", ", ".join(names))
 
 
-@torch.no_grad()
 def fit_heat_maps(method: LocalDiscrimination, training: TrainingSet) -> None:
     """Train the heat maps on all marked images, and on what the bank finds in the unmarked ones."""
     heat, bank, network = heat_maps_of(method), bank_of(method), method.network
@@ -109,14 +109,12 @@ def fit_heat_maps(method: LocalDiscrimination, training: TrainingSet) -> None:
     if len(marked) + len(pool) < FEWEST:
         log.info("no heat maps: %d images are few, %d are needed", len(marked) + len(pool), FEWEST)
         return
-    was_training = network.training
-    network.eval()
     heat.look_at(training.load((marked + pool)[0])["image"].shape[1:])
-    examples = _finds(method, heat, training, pool)
+    with eval_mode(network):
+        examples = _finds(method, heat, training, pool)
     weight = max([1.0, *(float(e.trust.max()) for e in examples)])  # a person's mark counts as the surest find
     examples += [_mark(method, heat, training.load(case), weight) for case in marked]
     heat.fit(examples, network.trunk, method.config.heat_iterations, method.config.seed)
-    network.train(was_training)
 
 
 def _finds(method: LocalDiscrimination, heat: HeatMaps, training: TrainingSet, pool: Sequence[Case]) -> list[Example]:

@@ -103,10 +103,7 @@ class MedsegTrain(TrainTask):
         init = self._init()
         config = self.study.settings.config(self.method, {**options, **({"init": init} if init else {})})
         if refresh:
-            config, resume = (
-                self._refreshed({key: getattr(config, key) for key in options if hasattr(config, key)}),
-                False,
-            )
+            config, resume = self._refreshed({key: getattr(config, key) for key in options}), False
         if not self.study.datastore.list_images():
             raise ConflictError(f"study {self.study.key} holds no image; add images to it, then train")
         if needs_masks(self.method) and not self.study.labelled():

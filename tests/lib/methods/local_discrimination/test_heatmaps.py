@@ -138,8 +138,8 @@ def test_without_iterations_or_with_a_loss_that_is_none_there_are_no_maps(caplog
     assert "heat maps: the loss is nan at iteration 1; left out" in caplog.text
 
 
-@pytest.mark.parametrize(("grid", "patch"), [((400, 360), 2**15), ((10, 80, 72), 2**15)])
-def test_large_and_flat_images_are_looked_at_in_their_own_shape(grid: tuple[int, ...], patch: int) -> None:
+@pytest.mark.parametrize("grid", [(400, 360), (10, 80, 72)])
+def test_large_and_flat_images_are_looked_at_in_their_own_shape(grid: tuple[int, ...]) -> None:
     axes = len(grid)
     heat, image = HeatMaps(1, 1, axes, 2), picture(*grid)
     heat.look_at(grid)
@@ -149,7 +149,7 @@ def test_large_and_flat_images_are_looked_at_in_their_own_shape(grid: tuple[int,
 
     points, mass = heat.find(image, point)
 
-    assert float(heat.factor) == pytest.approx((torch.tensor(grid).prod().item() / patch) ** (1 / axes))
+    assert float(heat.factor) == pytest.approx((torch.tensor(grid).prod().item() / 2**15) ** (1 / axes))
     assert example.image.shape[1:] == tuple(round(n / float(heat.factor)) for n in grid)
     assert torch.allclose((example.points + 0.5) * heat.factor - 0.5, point, atol=0.05 * max(grid))
     assert bool(((points >= -0.5) & (points <= torch.tensor(grid) - 0.5)).all())
