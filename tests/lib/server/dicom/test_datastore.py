@@ -415,7 +415,7 @@ def test_weak_labels_and_predictions_stay_in_our_store(
     store: DicomWebDatastore, archive: Orthanc, phantoms: list[DicomPhantom], tmp_path: Path
 ) -> None:
     phantom = phantoms[0]
-    weak = {"extent": {"organ": 12.5}, "by": "anna"}
+    weak = {"extent": {"left": 12.5}, "by": "anna"}
 
     store.update_image_info(phantom.series, {"weak": weak})
     store.save_label(phantom.series, str(mask_of(phantom, tmp_path)), "original", INFO)
