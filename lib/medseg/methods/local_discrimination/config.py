@@ -60,6 +60,7 @@ class LocalDiscriminationConfig(PatchConfig):
     shapes: str | None = None  # folder of binary masks; their first label is then segmented without any label
     shape_weight: float = 1.0  # ours
     targets: tuple[int, ...] = (1, 2)  # labels that are the shape, where masks tell how well it is found: both lungs
+    shares: tuple[float, ...] = ()  # least and most of a picture that is shape; filled from the shapes
     polarity: str = "dark"  # how the shape differs from its surroundings: vessels and lungs are darker
 
     # landmarks (card sec. 8)

@@ -42,8 +42,9 @@ from medseg.methods.local_discrimination.pictures import embedding_colours, land
 from medseg.methods.local_discrimination.points import names_of, pixel_size, voxels_of
 from medseg.methods.local_discrimination.presets import ARM_GROUPS, PRESETS
 from medseg.methods.local_discrimination.pretraining import MIX_SHARE, Pretraining, retrieval
-from medseg.methods.local_discrimination.shapes import read_shapes, render_shape
-from medseg.methods.local_discrimination.views import draw_points, draw_views, lattice, partners
+from medseg.methods.local_discrimination.rendering import Ground, render_shape, take_out
+from medseg.methods.local_discrimination.shapes import bound_share, read_shapes, shares_of, thickness_of
+from medseg.methods.local_discrimination.views import draw_points, draw_view_of_shape, draw_views, lattice, partners
 from medseg.methods.patches import PatchMethod, first_readable, normalised_entropy, random_crop
 from medseg.networks.rescale import lengths_before_norms, restore_lengths
 from medseg.transforms.grid import axis_last, resize, spacing_of, to_canonical
@@ -102,6 +103,8 @@ class LocalDiscrimination(PatchMethod):
             "landmarks": fitted.landmarks or names_of(marked),
             "templates": fitted.templates or min(len(marked), TEMPLATES),
         }
+        if fitted.shapes:
+            values["shares"] = shares_of(read_shapes(Path(fitted.shapes), fitted.scale, fitted.dimension))
         if fitted.dimension == 2 and not fitted.pixel_mm:
             values["pixel_mm"] = pixel_size(cases)
         return fitted.with_overrides(values)
@@ -165,6 +168,7 @@ class LocalDiscrimination(PatchMethod):
             log.warning("%d images are few to learn places from; add unlabelled ones", len(cases))
         if self.config.shapes and not self.shapes:
             self.shapes = read_shapes(Path(self.config.shapes), self.config.scale, self.dimension)
+            self.thickness = thickness_of(self.shapes)
             log.info("%d shapes from %s", len(self.shapes), self.config.shapes)
         return [Stream("images", tuple(cases), self.config.image_batch)]
 
@@ -181,7 +185,14 @@ class LocalDiscrimination(PatchMethod):
         image = axis_last(resize(canonical, self._working_size(canonical)), _last_axis(self.config, canonical))
         places = voxels_of(case, original, image)
         seen = self.target.trunk_image(image)
-        return {"image": seen, "inside": body(image), "landmarks": places, "case": _number(case.id)}
+        loaded = {"image": seen, "inside": body(image), "landmarks": places, "case": _number(case.id)}
+        return loaded | (self._ground(seen.as_tensor()) if self.shapes else {})
+
+    def _ground(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What shapes are drawn on: the image without its own."""
+        share = sum(self.config.shares) / 2
+        ground = take_out(image, self.thickness, share, self.config.polarity)
+        return {"ground": ground.image, "detail": ground.detail, "depth": ground.depth}
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -210,14 +221,16 @@ class LocalDiscrimination(PatchMethod):
             "share": low + (high - low) * torch.rand((), generator=generator),
             "case": torch.tensor(loaded["case"]),
         }
-        return drawn | (self._sample_shape(image, generator) if self.shapes else {})
+        return drawn | (self._sample_shape(loaded, generator) if self.shapes else {})
 
-    def _sample_shape(self, image: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def _sample_shape(self, loaded: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         shape = self.shapes[int(torch.randint(len(self.shapes), (1,), generator=generator))]
-        views = draw_views(shape.shape[1:], torch.tensor(shape.shape[1:]) / 2, self.config.views, generator)
-        mask = (views[0].render(shape) > 0.5).float()
-        ground = random_crop({"image": image}, self.config.patch, 0.0, generator)["image"]
-        picture, mask = render_shape(mask, ground, self.config.polarity, generator)
+        mask = (draw_view_of_shape(shape, self.config.views, generator) > 0.5).float()
+        parts = {"ground": loaded["ground"], "detail": loaded["detail"], "inside": loaded["inside"][None].float()}
+        crop = random_crop(parts, self.config.patch, 0.0, generator)
+        mask = mask * crop["inside"]  # nothing is asked for where a picture is empty
+        ground = Ground(crop["ground"], crop["detail"], loaded["depth"])
+        picture = render_shape(mask, ground, self.config.polarity, generator)
         return {"shape_image": picture, "shape_mask": mask}
 
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:
@@ -258,6 +271,9 @@ class LocalDiscrimination(PatchMethod):
         prediction = Prediction(probabilities=None)
         if self.config.shapes:
             probabilities = self.slide(image, lambda x: torch.softmax(self.network(x).float(), dim=1))
+            if self.config.shares:
+                shape = bound_share(probabilities[1], *self.config.shares)
+                probabilities = torch.stack([1 - shape, shape])
             prediction = Prediction(
                 MetaTensor(probabilities, affine=image.affine),
                 MetaTensor(normalised_entropy(probabilities), affine=image.affine),

@@ -1,18 +1,13 @@
-"""Shape prior: pictures rendered from binary masks of any source, from which a segmenter learns without labels.
-
-A mask says how vessels or lungs look as shapes and nothing of their grey values. Random grey values, textures and
-contrasts are put inside and outside of it, half of the time over a blurred real image, so that what a network can rely
-on is the shape.
-"""
+"""Shape prior: binary masks of any source, how thick they are, and how much of a picture they take."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.nn import functional as F
+from scipy import ndimage
 
 from medseg.cases import IMAGE_SUFFIXES, image_suffix
 from medseg.errors import MedsegError, NotFoundError
@@ -20,6 +15,8 @@ from medseg.transforms.grid import resize, to_canonical
 from medseg.transforms.io import read_mask
 
 Masks = Sequence[torch.Tensor]
+
+TOLERANCE = 1.25  # ours: other cameras frame the same organ differently
 
 
 def read_shapes(folder: Path, scale: float, dimension: int) -> list[torch.Tensor]:
@@ -48,61 +45,27 @@ def read_shapes(folder: Path, scale: float, dimension: int) -> list[torch.Tensor
     return found
 
 
-def render_shape(
-    mask: torch.Tensor, background: torch.Tensor, polarity: str, rng: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture of a shape.
+def thickness_of(masks: Masks) -> float:
+    """Diameter in voxels of the largest ball inside a shape; median over the shapes."""
+    return 2 * float(np.median([ndimage.distance_transform_edt(mask[0].numpy()).max() for mask in masks]))
 
-    Args:
-        mask: (1, *patch) 0 or 1.
-        background: (C, *patch) a view of a real image, about unit spread; blurred here until no fine shape is left.
-        polarity: "dark", "bright" or "any": how the shape differs from what surrounds it.
-        rng: source of all randomness.
 
-    Returns:
-        Picture (C, *patch) of about unit spread and mask (1, *patch).
+def shares_of(masks: Masks) -> tuple[float, float]:
+    """Smallest and largest share of a picture that a shape takes, with a tolerance."""
+    found = [float(mask.mean()) for mask in masks]
+    return min(found) / TOLERANCE, min(1.0, max(found) * TOLERANCE)
+
+
+def bound_share(probability: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Shift the logits of probabilities (*grid) until the share above 0.5 lies within bounds.
+
+    Source: the area prior of the card, sec. 7. A network that knows rendered pictures alone may be as sure of too much
+    or too little as of the right thing.
     """
-    channels, axes = background.shape[0], mask.ndim - 1
-    if float(torch.rand(1, generator=rng)) < 0.5:
-        ground = blur(background, 6.0)
-    else:
-        ground = _texture((channels, *mask.shape[1:]), (3, 5, 9), rng)
-    ground = ground + 0.3 * _texture((channels, *mask.shape[1:]), (12, 24), rng)
-    sign = {"dark": -1.0, "bright": 1.0}.get(polarity) or (1.0 if float(torch.rand(1, generator=rng)) < 0.5 else -1.0)
-    contrast = sign * (0.3 + 1.7 * torch.rand(channels, generator=rng)).reshape(-1, *(1,) * axes)
-    soft = blur(mask, 0.4 + 1.2 * float(torch.rand(1, generator=rng)))
-    uneven = (1 + 0.4 * _texture((1, *mask.shape[1:]), (4, 8), rng)).clamp_min(0.2)
-    picture = ground + contrast * uneven * soft
-    picture = picture + 0.3 * float(torch.rand(1, generator=rng)) * torch.randn(picture.shape, generator=rng)
-    picture = blur(picture, 0.3 + 0.7 * float(torch.rand(1, generator=rng)))
-    dims = tuple(range(1, picture.ndim))
-    spread = picture.std(dim=dims, keepdim=True).clamp_min(1e-3)
-    return (picture - picture.mean(dim=dims, keepdim=True)) / spread, mask
-
-
-def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian filter of (C, *grid), the border repeated; sigma in voxels."""
-    radius = max(1, math.ceil(2.5 * sigma))
-    places = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-(places**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    axes = image.ndim - 1
-    found = image[:, None]
-    convolve = F.conv3d if axes == 3 else F.conv2d
-    for axis in range(axes):
-        shape = [1] * axes
-        shape[axis] = len(kernel)
-        pads = [side for other in reversed(range(axes)) for side in ((radius, radius) if other == axis else (0, 0))]
-        found = convolve(F.pad(found, pads, mode="replicate"), kernel.reshape(1, 1, *shape))
-    return found[:, 0]
-
-
-def _texture(shape: Sequence[int], sizes: Sequence[int], rng: torch.Generator) -> torch.Tensor:
-    """Sum of smooth random fields of several grain sizes, about unit spread."""
-    axes = len(shape) - 1
-    mode = "trilinear" if axes == 3 else "bilinear"
-    total = torch.zeros(tuple(shape))
-    for size in sizes:
-        coarse = torch.randn(1, shape[0], *(size,) * axes, generator=rng)
-        total += F.interpolate(coarse, size=tuple(shape[1:]), mode=mode, align_corners=True)[0]
-    return total / len(sizes) ** 0.5
+    share = float((probability > 0.5).float().mean())
+    wanted = min(max(share, low), high)
+    if share == wanted:
+        return probability
+    logits = torch.logit(probability.double(), eps=1e-9)
+    rank = min(max(round((1 - wanted) * logits.numel()), 1), logits.numel())
+    return torch.sigmoid(logits - logits.flatten().kthvalue(rank).values).to(probability.dtype)

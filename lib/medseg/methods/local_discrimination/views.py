@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from medseg.methods.local_discrimination.network import read_at
 
 CONTROL = 4  # ours: control points of the elastic field along each axis
+SHAPE_ZOOM = (0.7, 1.4)  # ours: a shape prior is asked for in images at their own size
 INVERSIONS = 12  # ours: fixed-point steps; the error is below 0.01 voxels for the fields drawn here
 
 
@@ -183,3 +184,13 @@ def _within(points: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
 
 def _uniform(rng: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(1, generator=rng))
+
+
+def draw_view_of_shape(shape: torch.Tensor, settings: ViewSettings, rng: torch.Generator) -> torch.Tensor:
+    """A view (1, *patch) of a binary mask (1, *grid), anywhere in it and about as large as in the images."""
+    own = replace(settings, zoom=SHAPE_ZOOM, shift=0.0)
+    grid, patch = torch.tensor(shape.shape[1:]), torch.tensor(settings.patch)
+    free = (grid - patch).clamp_min(0) / 2
+    slack = free + 0.1 * patch  # a patch as large as the picture moves a little, too
+    centre = (grid - 1) / 2 + (2 * torch.rand(len(patch), generator=rng) - 1) * slack
+    return draw_views(shape.shape[1:], centre, own, rng)[0].render(shape)

@@ -172,7 +172,7 @@ def test_a_list_of_cases_is_judged_by_one_figure(study: Path, tmp_path: Path) ->
 
 def test_the_shape_s_mask_is_named_after_its_label_and_judged_by_all_targets(study: Path) -> None:
     case = load_cases([study])[0]
-    config = build([case], shapes="x", targets=(2, 3)).config
+    config = build([case], targets=(2, 3)).config.with_overrides({"shapes": "x"})
     one, two = LocalDiscrimination(config, {"a": 1, "b": 2}), LocalDiscrimination(config, {"a": 1, "b": 2, "c": 3})
     mask = MetaTensor(torch.zeros(1, 80, 72, dtype=torch.uint8), affine=torch.eye(3))
     mask[:, 20:40] = 1
