@@ -52,7 +52,7 @@ ARM_GROUPS = {
             Arm("threshold", {**_BASELINE, "head": "threshold"}),
             Arm("otsu", {**_BASELINE, "head": "otsu"}, in_default=False),
             Arm("cam", {**_BASELINE, "head": "cam", "rule": "otsu"}),
-            Arm("cam_rank", {**_BASELINE, "head": "cam"}),
+            Arm("cam_rank", {**_BASELINE, "head": "cam"}, in_default=False),
             Arm("gradcam", {**_BASELINE, "head": "gradcam", "rule": "otsu"}),
             Arm("regression", {**_BASELINE, "rule": "half"}),
             Arm("regression_rank", _BASELINE),
@@ -60,7 +60,7 @@ ARM_GROUPS = {
             Arm("crf", {"attention": False, "final": False}),
             Arm("attention_crf", {"final": False}),
             Arm("full"),
-            Arm("no_candidates", {"candidates": 0}),  # full without the prior that was tuned on masks
+            Arm("no_candidates", {"candidates": 0}, in_default=False),  # full without the prior that was tuned on masks
             Arm("supervised", _SUPERVISED),
             Arm("released_attention", {"attention_form": "released"}, in_default=False),
         ),

@@ -77,8 +77,8 @@ def test_arms_of_the_card() -> None:
     names = [arm.name for arm in ARM_GROUPS["segmentation"].arms if arm.in_default]
 
     assert names == [
-        "threshold", "cam", "cam_rank", "gradcam", "regression", "regression_rank", "attention", "crf", "attention_crf",
-        "full", "no_candidates", "supervised",
+        "threshold", "cam", "gradcam", "regression", "regression_rank", "attention", "crf", "attention_crf", "full",
+        "supervised",
     ]  # fmt: skip
     weak = [arm for arm in ARM_GROUPS["segmentation"].arms if arm.name != "supervised"]
     for preset in PRESETS.values():
