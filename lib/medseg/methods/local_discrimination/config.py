@@ -59,6 +59,7 @@ class LocalDiscriminationConfig(PatchConfig):
     files: ClassVar[frozenset[str]] = frozenset({"init", "shapes"})
     shapes: str | None = None  # folder of binary masks; their first label is then segmented without any label
     shape_weight: float = 1.0  # ours
+    shape_share: float = 0.6  # ours: share of the iterations, at the end, that learns shapes alone
     targets: tuple[int, ...] = (1, 2)  # labels that are the shape, where masks tell how well it is found: both lungs
     shares: tuple[float, ...] = ()  # least and most of a picture that is shape; filled from the shapes
     polarity: str = "dark"  # how the shape differs from its surroundings: vessels and lungs are darker
@@ -92,7 +93,7 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("heat_iterations", "landmark_iterations"):
             if getattr(self, key) < 0:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 0")
-        for key in ("warmup", "prototype_memory", "mirror", "search", "confident"):
+        for key in ("warmup", "shape_share", "prototype_memory", "mirror", "search", "confident"):
             if not 0 <= getattr(self, key) <= 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} is outside [0, 1]")
         self._check_trunk()

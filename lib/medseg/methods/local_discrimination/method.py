@@ -52,6 +52,7 @@ from medseg.transforms.io import read_image
 
 log = logging.getLogger(__name__)
 
+RENDERED = 2  # ours: pictures of shapes for each image of a batch
 TEMPLATES = 8  # ours: images with landmarks that are kept; matching time grows with them
 
 
@@ -135,6 +136,7 @@ class LocalDiscrimination(PatchMethod):
         config = self.config
         self.pretraining = Pretraining(config)
         self.shapes: list[torch.Tensor] = []
+        self.shapes_alone = False
         trunk = self.target.trunk(config.channels, config.dimension, config.width, config.norm)
         network = EmbeddingNet(trunk, config.embedding, config.regions)
         if self.has_landmarks:
@@ -196,8 +198,26 @@ class LocalDiscrimination(PatchMethod):
 
     # -- training --------------------------------------------------------------------------------------------------
 
+    def stages(self) -> tuple[int, ...]:
+        """With a shape prior the last `shape_share` of the iterations learns its segmentation alone."""
+        turn = self._turn_to_shapes
+        return (0, turn) if 0 < turn < self.config.iterations else (0,)
+
+    def begin_stage(self, start: int, training: TrainingSet) -> None:
+        """What is drawn from here on."""
+        self.shapes_alone = start >= self._turn_to_shapes
+
+    @property
+    def _turn_to_shapes(self) -> int:
+        share = self.config.shape_share if self.config.shapes else 0.0
+        return round((1 - share) * self.config.iterations)
+
     def sample(self, loaded: Sample, stream: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Two views with matched points and, where there is a shape prior, a picture of a shape."""
+        """Two views with matched points and, where there is a shape prior, pictures of shapes."""
+        drawn = {} if self.shapes_alone else self._sample_views(loaded, generator)
+        return drawn | (self._sample_shapes(loaded, generator) if self.shapes else {})
+
+    def _sample_views(self, loaded: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
         config, image, inside = self.config, loaded["image"].as_tensor(), loaded["inside"]
         places = torch.nonzero(inside)
         start = places[int(torch.randint(len(places), (1,), generator=generator))].float()
@@ -208,7 +228,7 @@ class LocalDiscrimination(PatchMethod):
         pixels = lattice(config.patch, config.points)
         other, shown = partners(views, pixels, image.shape[1:])
         low, high = MIX_SHARE
-        drawn = {
+        return {
             "view_a": view_a,
             "view_b": view_b,
             "points_a": points_a,
@@ -221,27 +241,34 @@ class LocalDiscrimination(PatchMethod):
             "share": low + (high - low) * torch.rand((), generator=generator),
             "case": torch.tensor(loaded["case"]),
         }
-        return drawn | (self._sample_shape(loaded, generator) if self.shapes else {})
 
-    def _sample_shape(self, loaded: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def _sample_shapes(self, loaded: Sample, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Pictures (RENDERED, C, *patch) of shapes on this image, and their masks (RENDERED, 1, *patch)."""
+        drawn = [self._sample_shape(loaded, generator) for _ in range(RENDERED)]
+        pictures, masks = (torch.stack(tensors) for tensors in zip(*drawn, strict=True))
+        return {"shape_image": pictures, "shape_mask": masks}
+
+    def _sample_shape(self, loaded: Sample, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self.shapes[int(torch.randint(len(self.shapes), (1,), generator=generator))]
         mask = (draw_view_of_shape(shape, self.config.views, generator) > 0.5).float()
         parts = {"ground": loaded["ground"], "detail": loaded["detail"], "inside": loaded["inside"][None].float()}
         crop = random_crop(parts, self.config.patch, 0.0, generator)
         mask = mask * crop["inside"]  # nothing is asked for where a picture is empty
         ground = Ground(crop["ground"], crop["detail"], loaded["depth"])
-        picture = render_shape(mask, ground, self.config.polarity, generator)
-        return {"shape_image": picture, "shape_mask": mask}
+        return render_shape(mask, ground, self.config.polarity, generator), mask
 
     def training_step(self, batch: Batch, iteration: int) -> StepOutput:
         """Patch discrimination and mixup; after the warm-up also regions; with a shape prior its segmentation."""
-        views = batch["images"]
-        regions = iteration >= self.config.warmup * self.config.iterations
-        terms = self.pretraining.terms(self.network, views, regions)
-        if "shape_image" in views:
-            logits = self.network(views["shape_image"]).float()
+        drawn, config = batch["images"], self.config
+        if iteration and iteration == self._turn_to_shapes:  # grown weights would hardly move any more
+            self._restore_lengths()
+        terms: dict[str, torch.Tensor] = {}
+        if "view_a" in drawn:
+            terms = self.pretraining.terms(self.network, drawn, iteration >= config.warmup * config.iterations)
+        if "shape_image" in drawn:
+            logits = self.network(drawn["shape_image"].flatten(0, 1)).float()
             criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-            terms["shape"] = self.config.shape_weight * criterion(logits, views["shape_mask"])
+            terms["shape"] = config.shape_weight * criterion(logits, drawn["shape_mask"].flatten(0, 1))
         loss = torch.stack([term for name, term in terms.items() if name != "retrieval"]).sum()
         return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
 
@@ -251,12 +278,15 @@ class LocalDiscrimination(PatchMethod):
 
     def conclude(self, training: TrainingSet) -> None:
         """Give weights back their first lengths, for those who start from them; keep the templates' windows."""
-        trunk = self.network.trunk
-        image = self._any_image().to(self.network.prototypes.device)
-        restore_lengths(trunk, self.lengths, partial(trunk.maps, image))
+        self._restore_lengths()
         if self.has_landmarks:
             landmarks.fill_bank(self, training)
             landmarks.fit_heat_maps(self, training)
+
+    def _restore_lengths(self) -> None:
+        trunk = self.network.trunk
+        image = self._any_image().to(self.network.prototypes.device)
+        restore_lengths(trunk, self.lengths, partial(trunk.maps, image))
 
     @property
     def has_landmarks(self) -> bool:
@@ -288,7 +318,7 @@ class LocalDiscrimination(PatchMethod):
     def retrieval(self, loaded: Sample) -> float:
         """Share of 100 places of an image that are found again in a turned, warped and re-lit view of it, in [0, 1]."""
         with torch.autocast("cpu", enabled=False):  # coordinates in half precision are off by voxels
-            drawn = self.sample(loaded, "images", torch.Generator().manual_seed(0))
+            drawn = self._sample_views(loaded, torch.Generator().manual_seed(0))
         device = self.network.prototypes.device
         a, b = (
             self.network.vectors_at(
@@ -327,9 +357,11 @@ class LocalDiscrimination(PatchMethod):
 
     @classmethod
     def incomparable(cls, config: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-        """Places are found again the more easily, the more of an image a trunk sees."""
+        """Places are found again the more easily, the more of an image a trunk sees, and less once shapes are learnt."""
         old, new = (settings.get("trunk", V_NET) for settings in (before, config))
-        return "" if old == new else f"the trunk changed from {old} to {new}"
+        if old != new:
+            return f"the trunk changed from {old} to {new}"
+        return "masks of shapes are new" if config.get("shapes") and not before.get("shapes") else ""
 
     def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
         """The shape alone."""

@@ -48,11 +48,11 @@ def take_out(image: torch.Tensor, thickness: float, share: float, polarity: str)
     else:
         sign = 1.0 if polarity == "dark" else -1.0
         plain = sign * _close(sign * image, size)
-    plain = blur(plain, max(0.5, thickness / 8))
+    plain = blur(plain, 0.5)  # softens the blocks of the closing, and no more: a rim stays sharp
     taken = (plain - image).abs().flatten(1)
     depth = taken.topk(max(1, round(share * taken.shape[1])), dim=1).values.mean(dim=1)
     detail = image - blur(image, max(0.7, thickness / 12))
-    usual = 3 * detail.abs().flatten(1).median(dim=1).values.reshape(-1, *(1,) * (image.ndim - 1))
+    usual = 4 * detail.abs().flatten(1).median(dim=1).values.reshape(-1, *(1,) * (image.ndim - 1))
     return Ground(plain, torch.maximum(torch.minimum(detail, usual), -usual), depth)
 
 
@@ -74,9 +74,10 @@ def render_shape(mask: torch.Tensor, ground: Ground, polarity: str, rng: torch.G
 
 def _on_picture(shape: torch.Tensor, ground: Ground, rng: torch.Generator) -> torch.Tensor:
     """Over the real ground, in its own units: windows of a whole image are not normalised one by one either."""
-    contrast = (0.3 + 1.2 * _chance(rng)) * ground.depth * _per_channel(ground.image, rng)
-    cloud = 0.15 * ground.depth.mean() * _texture(ground.image.shape, (12, 24), rng)
-    return ground.image + (0.5 + _chance(rng)) * ground.detail + cloud + _spread(contrast, shape) * shape
+    contrast = (0.3 + 1.7 * _chance(rng)) * ground.depth * _per_channel(ground.image, rng)
+    specks = blur(torch.randn(ground.image.shape, generator=rng), 0.5 + 1.5 * _chance(rng))
+    specks = specks / specks.std().clamp_min(1e-6) * 0.25 * _chance(rng) * _spread(ground.depth, specks)
+    return ground.image + (0.5 + _chance(rng)) * ground.detail + specks + _spread(contrast, shape) * shape
 
 
 def _on_texture(shape: torch.Tensor, ground: Ground, rng: torch.Generator) -> torch.Tensor:

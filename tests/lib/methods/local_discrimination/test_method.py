@@ -59,6 +59,7 @@ def draw(method: LocalDiscrimination, samples: list[Sample], iteration: int) -> 
 
 def learn(method: LocalDiscrimination, cases: list[Case], steps: int) -> list[dict[str, float]]:
     method.streams(cases)
+    method.begin_stage(0, TrainingSet(tuple(cases), method.load))
     samples = [method.load(case) for case in cases]
     optimizer, history = method.optimizer(), []
     method.network.train()
@@ -246,13 +247,20 @@ def test_one_image_grey_among_colour_and_tiny_images_work(tmp_path: Path) -> Non
         method.streams([])
 
 
-def test_shapes_teach_a_mask_without_labels(study: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def discs(tmp_path: Path) -> Path:
+    """A folder of binary discs."""
     yy, xx = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for index in range(3):
         disc = ((yy - 30 - index) ** 2 + (xx - 32) ** 2 < 144).to(torch.uint8)[None]
         write_volume(tmp_path / "shapes" / f"{index}.png", MetaTensor(disc, affine=torch.eye(3)))
+    return tmp_path / "shapes"
+
+
+def test_shapes_teach_a_mask_without_labels(study: Path, discs: Path, tmp_path: Path) -> None:
+    yy, xx = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     cases = load_cases([study])
-    method = build(cases, shapes=str(tmp_path / "shapes"), patch_weight=0.1, mixup_weight=0.0, region_weight=0.0)
+    method = build(cases, shapes=str(discs), shape_share=1.0)
 
     history = learn(method, cases, 30)
     dark = torch.ones(1, 64, 64)
@@ -265,6 +273,43 @@ def test_shapes_teach_a_mask_without_labels(study: Path, tmp_path: Path) -> None
     assert float(2 * (mask.bool() & truth).sum() / (mask.sum() + truth.sum())) > 0.6
     with pytest.raises(MedsegError, match="holds no mask"):
         build(cases, shapes=str(tmp_path / "nothing")).streams(cases)
+
+
+def test_places_come_first_and_then_shapes_alone(study: Path, discs: Path) -> None:
+    cases = load_cases([study])[:4]
+    method = build(cases, shapes=str(discs), shape_share=0.5, iterations=20)
+    training = TrainingSet(tuple(cases), method.load)
+    method.streams(cases)
+    loaded = method.load(cases[0])
+
+    terms = {}
+    for start in method.stages():
+        method.begin_stage(start, training)
+        drawn = method.sample(loaded, "images", torch.Generator().manual_seed(0))
+        batch = {"images": {name: value[None] for name, value in drawn.items()}}
+        terms[start] = set(method.training_step(batch, start).terms)
+
+    assert set(terms) == {0, 10}
+    assert {"patch", "mixup", "shape"} <= terms[0]
+    assert terms[10] == {"shape"}
+    assert 0 <= method.retrieval(loaded) <= 1, "an image is still judged by its places"
+
+
+def test_at_the_turn_to_shapes_weights_get_their_length_back(study: Path, discs: Path) -> None:
+    cases = load_cases([study])[:4]
+    method = build(cases, shapes=str(discs), shape_share=0.5, iterations=20)
+    method.streams(cases)
+    name = "trunk.encoder.levels.1.units.0.0.weight"
+    length = float(method.network.state_dict()[name].norm())
+    for parameter in method.network.parameters():
+        parameter.data.mul_(2.0)
+
+    method.begin_stage(10, TrainingSet(tuple(cases), method.load))
+    batch = draw(method, [method.load(case) for case in cases], 10)
+    method.training_step(batch, 11)
+    assert float(method.network.state_dict()[name].norm()) == pytest.approx(2 * length)
+    method.training_step(batch, 10)
+    assert float(method.network.state_dict()[name].norm()) == pytest.approx(length)
 
 
 def test_samples_and_scores_repeat(study: Path) -> None:

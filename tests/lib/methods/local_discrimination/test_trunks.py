@@ -199,6 +199,12 @@ def test_models_of_two_trunks_do_not_compete() -> None:
     assert LocalDiscrimination.incomparable({"trunk": "dram"}, {}) == "the trunk changed from caml to dram"
 
 
+def test_the_first_model_with_masks_does_not_compete_with_one_without() -> None:
+    assert LocalDiscrimination.incomparable({"shapes": "a"}, {"shapes": None}) == "masks of shapes are new"
+    assert LocalDiscrimination.incomparable({"shapes": "a"}, {"shapes": "b"}) == ""
+    assert LocalDiscrimination.incomparable({}, {"shapes": "b"}) == ""
+
+
 @pytest.mark.parametrize(
     ("trunk", "draw", "patch"),
     [
