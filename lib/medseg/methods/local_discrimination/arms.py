@@ -58,7 +58,7 @@ def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
         ctx: `medseg.benchmark.arms.ArmContext`.
         count: labels.
         start: "random"; "pretrained": from the trunk that was pretrained on all training images without labels;
-            "shaped": the same with the shapes of the setting `shapes` beside, else with simulated vessels.
+            "shaped": from a trunk that learnt the shapes of the setting `shapes`, else simulated vessels, in them.
     """
     needs_v_net(ctx)
     labelled = [case for case in ctx.training_cases if case.label is not None]
@@ -70,7 +70,13 @@ def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
     if start == "pretrained":
         return _train_on(ctx, chosen, pretrain(ctx, {"shapes": None}))
     shapes = ctx.config.shapes or str(simulate_vessels(ctx))
-    return _train_on(ctx, chosen, pretrain(ctx, {"shapes": shapes}, "shaped"))
+    return _train_on(ctx, chosen, pretrain(ctx, shapes_alone(ctx, shapes), "shaped"))
+
+
+def shapes_alone(ctx: Any, shapes: str) -> dict[str, Any]:
+    """Settings of a training on pictures of shapes and nothing else, which was better wherever masks are the aim."""
+    iterations = ctx.config.shape_iterations or ctx.config.iterations
+    return {"shapes": shapes, "shape_share": 1.0, "iterations": iterations}
 
 
 def needs_v_net(ctx: Any) -> None:

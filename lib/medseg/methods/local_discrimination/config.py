@@ -79,6 +79,7 @@ class LocalDiscriminationConfig(PatchConfig):
     # benchmark: what `supervised` gets that starts from this
     finetune_iterations: int = 300  # ours
     landmark_iterations: int = 0  # pretraining of the arms of landmarks, which serves all templates; 0: `iterations`
+    shape_iterations: int = 0  # training of the arms that learn shapes; 0: `iterations`
     finetune_learning_rate: float = 0.02  # ours: SGD of `supervised`
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class LocalDiscriminationConfig(PatchConfig):
         for key in ("image_batch", "width", "embedding", "points", "finetune_iterations"):
             if getattr(self, key) < 1:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 1")
-        for key in ("heat_iterations", "landmark_iterations"):
+        for key in ("heat_iterations", "landmark_iterations", "shape_iterations"):
             if getattr(self, key) < 0:
                 raise MedsegError(f"{key} = {getattr(self, key)} must be at least 0")
         for key in ("warmup", "shape_share", "prototype_memory", "mirror", "search", "confident"):

@@ -357,7 +357,7 @@ class LocalDiscrimination(PatchMethod):
 
     @classmethod
     def incomparable(cls, config: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-        """Places are found again the more easily, the more of an image a trunk sees, and less once shapes are learnt."""
+        """Places are found again the more easily, the more of an image a trunk sees; less, once shapes are learnt."""
         old, new = (settings.get("trunk", V_NET) for settings in (before, config))
         if old != new:
             return f"the trunk changed from {old} to {new}"

@@ -27,6 +27,7 @@ PRESETS = {
             "zoom": (1.0, 2.0),  # ours: more context in a small patch
             "finetune_learning_rate": 0.05,
             "landmark_iterations": 4800,  # ours: a quarter of an hour; see benchmarks/local_discrimination
+            "shape_iterations": 1200,  # ours: as long as 800 of the other losses
             "validate_every": 0,
             "patient_pattern": EYES,
         },

@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from medseg.cases import Case
 from medseg.errors import MedsegError
 from medseg.methods.base import Arm
-from medseg.methods.local_discrimination.arms import fine_tuning, needs_v_net, simulate_vessels, told
+from medseg.methods.local_discrimination.arms import (
+    fine_tuning,
+    needs_v_net,
+    shapes_alone,
+    simulate_vessels,
+    told,
+)
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.pictures import shown
 from medseg.methods.local_discrimination.thresholds import is_thin, kmeans_mask, otsu_mask
@@ -110,7 +116,7 @@ def classical(ctx: Any, find: Callable[[Any, Mask, bool, int], Mask]) -> dict[st
 
 
 def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any]:
-    """Learn from rendered shapes beside the pretraining, then train a fresh segmenter on what that finds.
+    """Learn from rendered shapes, then train a segmenter from that trunk on what the first one finds.
 
     Args:
         ctx: `medseg.benchmark.arms.ArmContext`.
@@ -122,7 +128,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
     ctx = replace(ctx, labels={ANSWER: 1})
     images = tuple(ctx.method.hide_label(case) for case in pictured)
     first, model = ctx.out / "first", ctx.out / "refined"
-    predictor = pretrained = ctx.train({"shapes": str(shapes)}, first.name, cases=images)
+    predictor = pretrained = ctx.train(shapes_alone(ctx, str(shapes)), first.name, cases=images)
     guessed = _pseudo_labels(ctx, predictor, images) if refine else ()
     if guessed:
         predictor = ctx.train(fine_tuning(ctx, first), model.name, cases=guessed, method="supervised")
