@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
@@ -24,17 +25,20 @@ from monai.transforms import (
     RandScaleIntensityd,
     Transform,
 )
+from scipy import ndimage
 
 from medseg.cases import Case
 from medseg.errors import MedsegError, UnusableInputError
 from medseg.methods import checks
 from medseg.methods.base import Method, MethodConfig, Prediction, Sample
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
-from medseg.transforms.io import read_image
+from medseg.transforms.io import read_image, read_mask
 from medseg.transforms.labels import read_label
 
 AUGMENTATIONS = ("none", "flips", "contrast", "strong")
 SCHEDULES = ("constant", "poly", "cosine")
+LOOKED_AT = 20  # ours: masks that tell whether a label is in one piece
+WHOLE = 0.99  # ours: share of a label's voxels in its largest piece; annotators leave specks
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class PatchConfig(MethodConfig):
     stride: tuple[int, ...] = ()  # step of the windows in voxels instead of `overlap`; CAML card sec. 5: 18, 18, 4
     window_batch: int = 4  # ours: windows per forward pass in inference
     largest_component: bool = False  # CAML card sec. 5: off in the published figures
+    one_piece: bool = False  # ours: sets `largest_component` where the labelled masks are in one piece each
     lr_schedule: str = "constant"  # CAML card sec. 5; "poly" and "cosine" decay to 0 at the last iteration
 
     def __post_init__(self) -> None:
@@ -105,7 +110,10 @@ class PatchMethod(Method):
             raise MedsegError(
                 f"stride {config.stride} has {len(config.stride)} steps but the images have {dimension} axes"
             )
-        return config.with_overrides({"dimension": dimension, "channels": channels, "scale": scale, "patch": patch})
+        fitted = {"dimension": dimension, "channels": channels, "scale": scale, "patch": patch}
+        if config.one_piece and not config.largest_component:
+            fitted["largest_component"] = in_one_piece(cases)
+        return config.with_overrides(fitted)
 
     @classmethod
     def trunk_image(cls, image: MetaTensor) -> MetaTensor:
@@ -324,6 +332,21 @@ def automatic_scale(voxels: int, dimension: int) -> float:
     while voxels * scale**dimension > 1e6:
         scale /= 2
     return scale
+
+
+def in_one_piece(cases: Sequence[Case]) -> bool:
+    """Whether every label of the first labelled masks is one connected piece; False without a readable mask."""
+    pieces = []
+    for case in [case for case in cases if case.label is not None][:LOOKED_AT]:
+        assert case.label is not None
+        try:
+            mask = read_mask(case.label).as_tensor()[0].numpy()
+        except MedsegError:  # told where it is read for training
+            continue
+        for value in np.unique(mask[mask > 0]):
+            parts, count = ndimage.label(mask == value, np.ones((3,) * mask.ndim))
+            pieces.append(float(np.bincount(parts.ravel())[1:].max() / np.count_nonzero(parts)) if count > 1 else 1.0)
+    return bool(pieces) and min(pieces) >= WHOLE
 
 
 def first_readable(cases: Sequence[Case]) -> MetaTensor:

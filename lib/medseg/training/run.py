@@ -35,6 +35,7 @@ from medseg.methods import method_class
 from medseg.methods.base import Batch, Method, MethodConfig, StepOutput, TrainingSet
 from medseg.networks.measure import peak_mb
 from medseg.networks.precision import amp_dtype, autocast
+from medseg.networks.vnet import prefer_channels_last
 from medseg.sources import code_hash
 from medseg.stamps import case_stamps, changed_cases
 from medseg.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -221,6 +222,8 @@ class Run:
     def _build(self) -> None:
         config = self.method.config
         self.method.network.to(self.device).train()
+        if self.device.type == "cpu":
+            prefer_channels_last(self.method.network)
         self.optimizer = self.method.optimizer()
         self.scheduler = self.method.scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(

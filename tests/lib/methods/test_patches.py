@@ -328,6 +328,22 @@ def test_largest_component_is_kept_per_label(tmp_path: Path) -> None:
     assert kept.mask[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 2, 2]]
 
 
+@pytest.mark.parametrize(("pieces", "expected"), [([(2, 12)], True), ([(2, 9), (12, 14)], False)])
+def test_labels_in_one_piece_keep_their_largest_component(
+    pieces: list[tuple[int, int]], expected: bool, tmp_path: Path
+) -> None:
+    case = write_case(tmp_path, (20, 16))
+    assert case.label is not None
+    mask = torch.zeros(1, 20, 16, dtype=torch.uint8)
+    for first, last in pieces:
+        mask[:, first:last, 2:10] = 1
+    write_volume(case.label, MetaTensor(mask, affine=torch.eye(3)))
+
+    assert fit(case, one_piece=True).largest_component is expected
+    assert fit(case).largest_component is False
+    assert fit(case.without_label(), one_piece=True).largest_component is False
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"), [("constant", [1, 1, 1]), ("poly", [1, 0.5**0.9, 0]), ("cosine", [1, 0.5, 0])]
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medseg.networks.vnet import VNet
+from medseg.networks.vnet import VNet, prefer_channels_last
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -98,3 +98,17 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_unknown_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VNet(1, 2, **options)  # type: ignore[arg-type]
+
+
+def test_channels_last_changes_the_storage_and_not_the_answer() -> None:
+    network = VNet(1, 2, width=4).eval()
+    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    before, weights = network(image), {name: value.clone() for name, value in network.state_dict().items()}
+
+    prefer_channels_last(torch.nn.Sequential(network, torch.nn.Conv3d(2, 2, 3)))
+
+    assert torch.allclose(network(image), before, atol=1e-4)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    inner = network.state_dict()["encoder.levels.1.units.0.0.weight"]
+    assert inner.is_contiguous(memory_format=torch.channels_last_3d)
+    prefer_channels_last(VNet(1, 2, spatial_dims=2, width=4))  # pictures have nothing to store otherwise
