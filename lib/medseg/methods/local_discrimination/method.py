@@ -382,7 +382,9 @@ class LocalDiscrimination(PatchMethod):
 
     @torch.no_grad()
     def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
-        """The embedding: its three principal components in this image."""
+        """The embedding: its three principal components in this image; none where shapes alone were learnt."""
+        if self._turn_to_shapes == 0:
+            return {}
         image = loaded["image"].as_tensor()[None].to(self.network.prototypes.device)
         (colours,) = embedding_colours([self.network.on_grid(image)[0][0]])
         return {f"embedding {number}": plane for number, plane in enumerate(colours, start=1)}

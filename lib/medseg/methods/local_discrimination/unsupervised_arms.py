@@ -121,14 +121,14 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
     Args:
         ctx: `medseg.benchmark.arms.ArmContext`.
         source: gives the folder of shapes and the cases whose pictures are learnt from.
-        refine: train the fresh segmenter, from the pretrained trunk, on the first masks of the training pictures.
+        refine: train the fresh segmenter, from the first one's trunk, on the first masks of the training pictures.
     """
     needs_v_net(ctx)
     shapes, pictured = source(ctx)
     ctx = replace(ctx, labels={ANSWER: 1})
     images = tuple(ctx.method.hide_label(case) for case in pictured)
     first, model = ctx.out / "first", ctx.out / "refined"
-    predictor = pretrained = ctx.train(shapes_alone(ctx, str(shapes)), first.name, cases=images)
+    predictor = unrefined = ctx.train(shapes_alone(ctx, str(shapes)), first.name, cases=images)
     guessed = _pseudo_labels(ctx, predictor, images) if refine else ()
     if guessed:
         predictor = ctx.train(fine_tuning(ctx, first), model.name, cases=guessed, method="supervised")
@@ -139,7 +139,7 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
         return (predictor.predict(case).mask[0].numpy() == 1) & inside
 
     return {
-        "cases": _judge_all(ctx, answer, pretrained),
+        "cases": _judge_all(ctx, answer, unrefined if guessed else None),
         "labelled": [],
         "shapes": sorted(path.name for path in shapes.iterdir()),
         "pictures": sorted(case.id for case in pictured),
@@ -149,15 +149,15 @@ def shape_guided(ctx: Any, source: Source, refine: bool = True) -> dict[str, Any
 
 
 def _judge_all(
-    ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask], pretrained: Any = None
+    ctx: Any, answer: Callable[[Case, MetaTensor, Mask], Mask], first: Any = None
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the held-out cases, and their pictures, with the embedding of a pretrained model."""
+    """Metrics of the held-out cases, and their pictures, with the mask of a first predictor where there is one."""
     cases, pictures = {}, {}
     for case in ctx.held_out_cases:
         image = read_image(case.image)
         mask = answer(case, image, body(image).numpy())
         cases[case.id] = judge(case, mask, ctx.config.targets)
-        maps = pretrained.layers(case) if pretrained and ctx.pictures else {}
+        layers = {"first mask": first.predict(case).mask[0].numpy()} if first and ctx.pictures else {}
         title = f"{case.id}, {ANSWER}: Dice {cases[case.id]['dice']:.4f}"
         pictures[case.id] = Overlay(
             image=shown(image),
@@ -165,7 +165,7 @@ def _judge_all(
             prediction=mask.astype(np.uint8),
             spacing=spacing_of(image),
             title=title,
-            layers={name: values[0].numpy() for name, values in maps.items()},
+            layers=layers,
         )
     ctx.keep(pictures)
     return cases

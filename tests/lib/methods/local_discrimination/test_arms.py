@@ -209,9 +209,9 @@ def test_shapes_come_from_other_images_than_the_pictures(vessels: Path, tmp_path
     assert sorted(metrics["unlabelled_ids"]) == result["pictures"]
     drawn = load_overlay(ctx.out / "overlays.npz", "v00")
     assert drawn is not None
-    assert list(drawn.layers) == ["embedding 1", "embedding 2", "embedding 3"]
-    assert drawn.layers["embedding 1"].shape == drawn.prediction.shape
-    assert result["pretraining_iterations" if result["refined_on"] else "iterations"] in (0, 2)
+    assert list(drawn.layers) == ["first mask"]
+    assert drawn.layers["first mask"].shape == drawn.prediction.shape
+    assert (result["refined_on"], result["pretraining_iterations"]) == (6, 2)
 
 
 def test_one_camera_gives_shapes_for_the_others(vessels: Path) -> None:
