@@ -1,10 +1,11 @@
 """How well shapes teach a mask, judged on training images whose masks were hidden and gave no shape.
 
     python benchmarks/local_discrimination/tune_shapes.py --data DATA/fundus --seed 1 --out RUN \\
-        --set shape_share=1 --set iterations=1000
+        --set iterations=1000
 
 Shapes and pictures are those of `medseg bench local_discrimination --task unsupervised` with the same seed; every third
-picture is judged. No case that the benchmark reports takes any part.
+picture is judged. Settings are the preset's with shapes alone, as in the arms. No case that the benchmark reports takes
+any part.
 """
 
 from __future__ import annotations
@@ -14,29 +15,18 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
 
 from medseg.benchmark.split import split_cases
-from medseg.cases import Case, load_cases
+from medseg.cases import load_cases
 from medseg.inference.predictor import Predictor
 from medseg.methods.local_discrimination.fields import body
 from medseg.methods.local_discrimination.method import LocalDiscrimination
-from medseg.methods.local_discrimination.unsupervised_arms import ANSWER, judge, other_images, target_mask
+from medseg.methods.local_discrimination.unsupervised_arms import ANSWER, judge, other_images, write_shapes
 from medseg.training.run import TrainingJob, train
 from medseg.training.settings import parse_pairs
-from medseg.transforms.io import read_image, write_volume
+from medseg.transforms.io import read_image
 
 EVERY = 3
-HELD_OUT = 0.25  # as the benchmark
-
-
-def write_shapes(folder: Path, cases: list[Case], targets: tuple[int, ...]) -> None:
-    """The target of every mask as a binary picture."""
-    for case in cases:
-        mask = torch.from_numpy(target_mask(case, targets).astype(np.uint8))[None]
-        suffix = ".png" if mask.ndim == 3 else ".nii.gz"
-        write_volume(folder / f"{case.id}{suffix}", MetaTensor(mask, affine=torch.eye(mask.ndim)))
 
 
 def main() -> None:
@@ -50,12 +40,13 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shapes = arguments.out.with_name(arguments.out.name + "_shapes")
-    preset = LocalDiscrimination.presets["cpu"].config
-    settings = {**preset, "seed": arguments.seed, **parse_pairs(arguments.set), "shapes": str(shapes)}
+    preset = LocalDiscrimination.presets["cpu"]
+    alone = {"shape_share": 1.0, "iterations": preset.config["shape_iterations"], "seed": arguments.seed}
+    settings = {**preset.config, **alone, **parse_pairs(arguments.set), "shapes": str(shapes)}
     config = LocalDiscrimination.config_class.from_dict(settings)
     assert isinstance(config, LocalDiscrimination.config_class)
-    cases = load_cases(arguments.data, str(preset["patient_pattern"]))
-    training = split_cases(cases, None, HELD_OUT, 1, LocalDiscrimination)[0].training
+    cases = load_cases(arguments.data, str(preset.config["patient_pattern"]))
+    training = split_cases(cases, None, preset.held_out, 1, LocalDiscrimination)[0].training
     sources = other_images(training, arguments.seed)
     used = {case.patient for case in sources}
     pictures = tuple(case for case in training if case.patient not in used)

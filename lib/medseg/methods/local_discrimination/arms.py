@@ -58,7 +58,7 @@ def fine_tune(ctx: Any, count: int, start: str) -> dict[str, Any]:
         ctx: `medseg.benchmark.arms.ArmContext`.
         count: labels.
         start: "random"; "pretrained": from the trunk that was pretrained on all training images without labels;
-            "shaped": from a trunk that learnt the shapes of the setting `shapes`, else simulated vessels, in them.
+            "shaped": from a trunk that learnt shapes (the setting `shapes`, else simulated vessels) in their place.
     """
     needs_v_net(ctx)
     labelled = [case for case in ctx.training_cases if case.label is not None]

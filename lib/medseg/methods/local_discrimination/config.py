@@ -61,6 +61,7 @@ class LocalDiscriminationConfig(PatchConfig):
     shape_weight: float = 1.0  # ours
     shape_share: float = 0.6  # ours: share of the iterations, at the end, that learns shapes alone
     targets: tuple[int, ...] = (1, 2)  # labels that are the shape, where masks tell how well it is found: both lungs
+    bound_shares: bool = True  # ours: `shares` bound the answer; off where images are framed otherwise than the shapes
     shares: tuple[float, ...] = ()  # least and most of a picture that is shape; filled from the shapes
     polarity: str = "dark"  # how the shape differs from its surroundings: vessels and lungs are darker
 
@@ -102,6 +103,8 @@ class LocalDiscriminationConfig(PatchConfig):
             raise MedsegError(
                 f"trunk = {self.trunk} is pretrained for others; shapes and landmarks need trunk = {V_NET}, the V-Net"
             )
+        if self.one_piece:
+            raise MedsegError("one_piece is not for local_discrimination: no mask tells it how many pieces a shape has")
         if self.regions < 2:
             raise MedsegError(f"regions = {self.regions} must be at least 2")
         if not 0 < self.zoom[0] <= self.zoom[1]:
@@ -112,6 +115,11 @@ class LocalDiscriminationConfig(PatchConfig):
             raise MedsegError(f"pyramid = {self.pyramid} must hold factors from 1, the coarsest first")
         if self.window < 0 or self.temperature <= 0 or self.region_temperature <= 0:
             raise MedsegError("window must be at least 0, temperature and region_temperature must be positive")
+
+    @property
+    def shapes_only(self) -> bool:
+        """Whether no iteration learns places."""
+        return self.shapes is not None and self.shape_share == 1
 
     def _check_trunk(self) -> None:
         """Its method has a trunk, and takes the settings that it would adopt from this model."""

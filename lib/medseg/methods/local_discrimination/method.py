@@ -64,7 +64,7 @@ class LocalDiscrimination(PatchMethod):
     (`init`); with `shapes` it segments from a shape prior alone; with landmarks in one image it finds them in others.
 
     Source: Chen et al., Local discrimination, TPAMI 2023, arXiv 2108.09440; IPMI 2021, arXiv 2012.09333.
-    Deviation: stated where each part is: `network`, `views`, `pretraining`, `shapes`, `matching`.
+    Deviation: stated where each part is: `network`, `views`, `pretraining`, `shapes`, `rendering`, `matching`.
     """
 
     name = "local_discrimination"
@@ -93,6 +93,9 @@ class LocalDiscrimination(PatchMethod):
         fitted = super().fit_config(config.with_overrides({"patch": _move(config.patch, -1, axis)}), cases)
         assert isinstance(fitted, LocalDiscriminationConfig)
         marked = [case for case in cases if landmarks.is_marked(case)]
+        if marked and fitted.shapes_only:
+            log.warning("landmarks of %d images are not looked at: shape_share = 1 does not learn places", len(marked))
+            marked = []
         if marked and fitted.trunk != V_NET:
             log.info("landmarks of %d images are not looked at: trunk = %s finds none", len(marked), fitted.trunk)
             marked = []
@@ -187,13 +190,14 @@ class LocalDiscrimination(PatchMethod):
         image = axis_last(resize(canonical, self._working_size(canonical)), _last_axis(self.config, canonical))
         places = voxels_of(case, original, image)
         seen = self.target.trunk_image(image)
-        loaded = {"image": seen, "inside": body(image), "landmarks": places, "case": _number(case.id)}
-        return loaded | (self._ground(seen.as_tensor()) if self.shapes else {})
+        inside = body(image)
+        loaded = {"image": seen, "inside": inside, "landmarks": places, "case": _number(case.id)}
+        return loaded | (self._ground(seen.as_tensor(), inside) if self.shapes else {})
 
-    def _ground(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _ground(self, image: torch.Tensor, inside: torch.Tensor) -> dict[str, torch.Tensor]:
         """What shapes are drawn on: the image without its own."""
         share = sum(self.config.shares) / 2
-        ground = take_out(image, self.thickness, share, self.config.polarity)
+        ground = take_out(image, inside, self.thickness, share, self.config.polarity)
         return {"ground": ground.image, "detail": ground.detail, "depth": ground.depth}
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -264,7 +268,8 @@ class LocalDiscrimination(PatchMethod):
             self._restore_lengths()
         terms: dict[str, torch.Tensor] = {}
         if "view_a" in drawn:
-            terms = self.pretraining.terms(self.network, drawn, iteration >= config.warmup * config.iterations)
+            places = self._turn_to_shapes or config.iterations  # iterations that learn places
+            terms = self.pretraining.terms(self.network, drawn, iteration >= config.warmup * places)
         if "shape_image" in drawn:
             logits = self.network(drawn["shape_image"].flatten(0, 1)).float()
             criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
@@ -301,7 +306,7 @@ class LocalDiscrimination(PatchMethod):
         prediction = Prediction(probabilities=None)
         if self.config.shapes:
             probabilities = self.slide(image, lambda x: torch.softmax(self.network(x).float(), dim=1))
-            if self.config.shares:
+            if self.config.shares and self.config.bound_shares:
                 shape = bound_share(probabilities[1], *self.config.shares)
                 probabilities = torch.stack([1 - shape, shape])
             prediction = Prediction(
@@ -361,7 +366,12 @@ class LocalDiscrimination(PatchMethod):
         old, new = (settings.get("trunk", V_NET) for settings in (before, config))
         if old != new:
             return f"the trunk changed from {old} to {new}"
-        return "masks of shapes are new" if config.get("shapes") and not before.get("shapes") else ""
+        if all(settings.get("templates") for settings in (before, config)):
+            return ""  # both are judged by the landmarks that they find
+        with_shapes, had_shapes = (bool(settings.get("shapes")) for settings in (config, before))
+        if with_shapes != had_shapes:
+            return "masks of shapes are new" if with_shapes else "there are no masks of shapes any more"
+        return ""
 
     def judged_labels(self, prediction: Prediction, case: Case) -> dict[str, int]:
         """The shape alone."""
@@ -383,7 +393,7 @@ class LocalDiscrimination(PatchMethod):
     @torch.no_grad()
     def layers(self, loaded: Sample) -> dict[str, torch.Tensor]:
         """The embedding: its three principal components in this image; none where shapes alone were learnt."""
-        if self._turn_to_shapes == 0:
+        if self.config.shapes_only:
             return {}
         image = loaded["image"].as_tensor()[None].to(self.network.prototypes.device)
         (colours,) = embedding_colours([self.network.on_grid(image)[0][0]])
@@ -393,6 +403,8 @@ class LocalDiscrimination(PatchMethod):
     def score(self, loaded: Sample) -> Score:
         """How often the places of an image are not found again; its mean vector for diversity."""
         image = loaded["image"]
+        if self.config.shapes_only:
+            return Score(0.0, "the model learnt shapes alone and cannot rank images")
         missed = 1 - self.retrieval(loaded)
         return Score(
             missed,

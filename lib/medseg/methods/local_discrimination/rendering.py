@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+FAINTEST = 0.1  # ours: least depth of a shape, in standard deviations of the picture: one without any still teaches
 REAL = 0.75  # ours: share of rendered pictures that have a real ground
 
 
@@ -33,11 +34,12 @@ class Ground:
     depth: torch.Tensor
 
 
-def take_out(image: torch.Tensor, thickness: float, share: float, polarity: str) -> Ground:
+def take_out(image: torch.Tensor, inside: torch.Tensor, thickness: float, share: float, polarity: str) -> Ground:
     """A picture without what is as dark (or bright) and as thick as the shapes.
 
     Args:
         image: (C, *grid).
+        inside: (*grid) bool, where the picture is not empty.
         thickness: of the shapes, voxels.
         share: of a picture that the shapes take; so much of what was taken out tells its depth.
         polarity: "dark", "bright" or "any"; the last blurs, for a closing would keep what is bright.
@@ -49,10 +51,12 @@ def take_out(image: torch.Tensor, thickness: float, share: float, polarity: str)
         sign = 1.0 if polarity == "dark" else -1.0
         plain = sign * _close(sign * image, size)
     plain = blur(plain, 0.5)  # softens the blocks of the closing, and no more: a rim stays sharp
-    taken = (plain - image).abs().flatten(1)
-    depth = taken.topk(max(1, round(share * taken.shape[1])), dim=1).values.mean(dim=1)
+    taken = (plain - image).abs()[:, inside]
+    count = min(max(1, round(share * inside.numel())), taken.shape[1])
+    depth = taken.topk(count, dim=1).values.mean(dim=1)
+    depth = torch.maximum(depth, FAINTEST * image[:, inside].std(dim=1, correction=0))
     detail = image - blur(image, max(0.7, thickness / 12))
-    usual = 4 * detail.abs().flatten(1).median(dim=1).values.reshape(-1, *(1,) * (image.ndim - 1))
+    usual = _spread(4 * detail[:, inside].abs().median(dim=1).values, image)
     return Ground(plain, torch.maximum(torch.minimum(detail, usual), -usual), depth)
 
 

@@ -47,7 +47,8 @@ def read_shapes(folder: Path, scale: float, dimension: int) -> list[torch.Tensor
 
 def thickness_of(masks: Masks) -> float:
     """Diameter in voxels of the largest ball inside a shape; median over the shapes."""
-    return 2 * float(np.median([ndimage.distance_transform_edt(mask[0].numpy()).max() for mask in masks]))
+    padded = [np.pad(mask[0].numpy(), 1) for mask in masks]  # a shape that is cut does not go on outside
+    return 2 * float(np.median([ndimage.distance_transform_edt(mask).max() for mask in padded]))
 
 
 def shares_of(masks: Masks) -> tuple[float, float]:
@@ -66,6 +67,10 @@ def bound_share(probability: torch.Tensor, low: float, high: float) -> torch.Ten
     wanted = min(max(share, low), high)
     if share == wanted:
         return probability
-    logits = torch.logit(probability.double(), eps=1e-9)
-    rank = min(max(round((1 - wanted) * logits.numel()), 1), logits.numel())
-    return torch.sigmoid(logits - logits.flatten().kthvalue(rank).values).to(probability.dtype)
+    logits = torch.logit(probability.double().flatten(), eps=1e-9)
+    order = logits.argsort(descending=True, stable=True)
+    count = min(max(round(wanted * len(logits)), 0), len(logits))
+    shifted = torch.sigmoid(logits - logits[order[min(count, len(logits) - 1)]])
+    shifted[order[:count]] = shifted[order[:count]].clamp_min(0.5 + 1e-6)  # a sure network gives many equal values
+    shifted[order[count:]] = shifted[order[count:]].clamp_max(0.5)
+    return shifted.reshape(probability.shape).to(probability.dtype)

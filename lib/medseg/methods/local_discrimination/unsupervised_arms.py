@@ -8,6 +8,7 @@ shown, except in the arm `shape_control`.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,12 +67,15 @@ def from_other_images(ctx: Any) -> tuple[Path, tuple[Case, ...]]:
         return Path(ctx.config.shapes), ctx.training_cases
     chosen = other_images(ctx.training_cases, ctx.seed)
     used = {case.patient for case in chosen}
-    return _write_shapes(ctx, chosen), tuple(case for case in ctx.training_cases if case.patient not in used)
+    return write_shapes(ctx.out / "shapes", chosen, ctx.config.targets), tuple(
+        case for case in ctx.training_cases if case.patient not in used
+    )
 
 
 def from_the_same_images(ctx: Any) -> tuple[Path, tuple[Case, ...]]:
     """The masks of the very pictures, apart from them: a control that no user could repeat (card sec. 7)."""
-    return _write_shapes(ctx, _masked(ctx.training_cases)), ctx.training_cases
+    shapes = write_shapes(ctx.out / "shapes", _masked(ctx.training_cases), ctx.config.targets)
+    return shapes, ctx.training_cases
 
 
 def from_simulation(ctx: Any) -> tuple[Path, tuple[Case, ...]]:
@@ -197,17 +201,17 @@ def _masked(cases: Sequence[Case]) -> list[Case]:
     return found
 
 
-def _suffix(ctx: Any) -> str:
-    return ".png" if ctx.config.dimension == 2 else ".nii.gz"
+def _suffix(dimension: int) -> str:
+    return ".png" if dimension == 2 else ".nii.gz"
 
 
-def _write_shapes(ctx: Any, cases: Sequence[Case]) -> Path:
-    """The target of every mask as a binary mask."""
-    folder = Path(ctx.out / "shapes")
+def write_shapes(folder: Path, cases: Sequence[Case], targets: Sequence[int]) -> Path:
+    """The targets of every mask as a binary mask, and nothing else in the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
     for case in cases:
-        mask = target_mask(case, ctx.config.targets)
+        mask = target_mask(case, targets)
         binary = MetaTensor(torch.from_numpy(mask.astype(np.uint8))[None], affine=torch.eye(mask.ndim + 1))
-        write_volume(folder / f"{case.id}{_suffix(ctx)}", binary)
+        write_volume(folder / f"{case.id}{_suffix(mask.ndim)}", binary)
     return folder
 
 
@@ -220,7 +224,7 @@ def _pseudo_labels(ctx: Any, predictor: Any, cases: Sequence[Case]) -> tuple[Cas
         if not bool((mask.as_tensor() * inside).any()):
             log.warning("nothing was found in %s; it does not take part in the refinement", case.id)
             continue
-        path = ctx.out / "guessed" / f"{case.id}{_suffix(ctx)}"
+        path = ctx.out / "guessed" / f"{case.id}{_suffix(ctx.config.dimension)}"
         write_volume(path, MetaTensor((mask.as_tensor() * inside).to(torch.uint8), affine=mask.affine))
         labelled.append(replace(case, label=path, names={1: ANSWER}))
     return tuple(labelled)

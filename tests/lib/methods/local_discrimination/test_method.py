@@ -281,6 +281,7 @@ def test_places_come_first_and_then_shapes_alone(study: Path, discs: Path) -> No
     training = TrainingSet(tuple(cases), method.load)
     method.streams(cases)
     loaded = method.load(cases[0])
+    before = method.retrieval(loaded)
 
     terms = {}
     for start in method.stages():
@@ -292,7 +293,46 @@ def test_places_come_first_and_then_shapes_alone(study: Path, discs: Path) -> No
     assert set(terms) == {0, 10}
     assert {"patch", "mixup", "shape"} <= terms[0]
     assert terms[10] == {"shape"}
-    assert 0 <= method.retrieval(loaded) <= 1, "an image is still judged by its places"
+    assert method.retrieval(loaded) == pytest.approx(before, abs=0.02), "an image is still judged by its places"
+    assert method.layers(loaded), "places were learnt, however few iterations a refresh makes of it"
+
+
+def test_shapes_alone_learn_no_places(study: Path, discs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = load_cases([study])[:4]
+    method = build(cases, shapes=str(discs), shape_share=1.0)
+
+    assert method.config.landmarks == ()
+    assert "landmarks of 4 images are not looked at" in caplog.text
+    assert method.layers(method.load(cases[0])) == {}
+    assert method.score(method.load(cases[0])).features == ()
+
+
+def test_the_answer_is_bounded_by_the_shares_of_the_shapes(study: Path, discs: Path) -> None:
+    cases = load_cases([study])[:4]
+    shares = {}
+    for bound in (True, False):
+        method = build(cases, shapes=str(discs), bound_shares=bound)
+        method.network.eval()
+        torch.nn.init.zeros_(method.network.trunk.head.weight)
+        with torch.no_grad():
+            method.network.trunk.head.bias.copy_(torch.tensor([0.0, 5.0]))
+        probability = method.predict(method.load(cases[0])).probabilities
+        assert probability is not None
+        shares[bound] = float((probability[1] > 0.5).float().mean())
+
+    assert shares[False] == 1.0
+    assert shares[True] == pytest.approx(method.config.shares[1], abs=0.01)
+
+
+def test_regions_are_learnt_before_the_turn_to_shapes(study: Path, discs: Path) -> None:
+    cases = load_cases([study])[:4]
+    method = build(cases, shapes=str(discs), shape_share=0.6, warmup=0.5, iterations=20)
+    method.streams(cases)
+    batch = draw(method, [method.load(case) for case in cases], 0)
+
+    assert method.stages() == (0, 8)
+    assert "region" not in method.training_step(batch, 3).terms
+    assert "region" in method.training_step(batch, 4).terms
 
 
 def test_at_the_turn_to_shapes_weights_get_their_length_back(study: Path, discs: Path) -> None:

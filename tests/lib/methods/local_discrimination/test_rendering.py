@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from medseg.methods.local_discrimination.rendering import Ground, render_shape, take_out
+
+
+def out_of(picture: torch.Tensor, **settings: Any) -> Ground:
+    inside = settings.pop("inside", torch.ones(picture.shape[1:], dtype=torch.bool))
+    return take_out(picture, inside, **{"share": 0.05, "polarity": "dark", **settings})
 
 
 def lungs_in_a_body() -> torch.Tensor:
@@ -18,7 +25,7 @@ def lungs_in_a_body() -> torch.Tensor:
 def test_what_is_dark_and_thin_enough_is_taken_out_and_the_rest_stays() -> None:
     picture = lungs_in_a_body()
 
-    ground = take_out(picture, thickness=16, share=0.05, polarity="dark")
+    ground = out_of(picture, thickness=16)
 
     assert float(ground.image[0, 30, 30]) == pytest.approx(1.0, abs=0.05)
     assert float(ground.image[0, 1, 1]) < -1.5, "the background touches the border"
@@ -26,22 +33,40 @@ def test_what_is_dark_and_thin_enough_is_taken_out_and_the_rest_stays() -> None:
 
 
 def test_thicker_things_stay() -> None:
-    ground = take_out(lungs_in_a_body(), thickness=5, share=0.05, polarity="dark")
+    ground = out_of(lungs_in_a_body(), thickness=5)
 
     assert float(ground.image[0, 30, 30]) == pytest.approx(-1.0, abs=0.05)
 
 
 def test_bright_things_are_taken_out_where_shapes_are_bright() -> None:
-    dark = take_out(lungs_in_a_body(), thickness=16, share=0.05, polarity="dark")
-    bright = take_out(-lungs_in_a_body(), thickness=16, share=0.05, polarity="bright")
+    dark = out_of(lungs_in_a_body(), thickness=16)
+    bright = out_of(-lungs_in_a_body(), thickness=16, polarity="bright")
 
     assert torch.allclose(bright.image, -dark.image, atol=1e-5)
+
+
+def test_texture_and_depth_are_those_inside_the_field() -> None:
+    picture = torch.zeros(2, 60, 60)
+    picture[:, 20:40, 20:40] = 1 + 0.1 * torch.randn(2, 20, 20, generator=torch.Generator().manual_seed(0))
+    inside = picture[0] != 0
+
+    ground = out_of(picture, thickness=4, inside=inside)
+
+    assert float(ground.detail.abs().max()) > 0.02, "most of the picture is empty"
+    assert float(ground.depth.max()) < 0.5, "the rim is no shape"
+    assert ground.depth.shape == (2,)
+
+
+def test_a_picture_without_any_shape_still_shows_what_is_drawn() -> None:
+    flat = torch.linspace(0, 1, 40).expand(1, 40, 40)
+
+    assert float(out_of(flat, thickness=4).depth) > 0.09 * float(flat.std())
 
 
 def test_volumes_are_rendered_too() -> None:
     volume, mask = torch.randn(1, 12, 12, 12), torch.zeros(1, 12, 12, 12)
     mask[:, 4:8, 4:8, 4:8] = 1
-    ground = take_out(volume, thickness=4, share=0.1, polarity="any")
+    ground = out_of(volume, thickness=4, share=0.1, polarity="any")
 
     assert render_shape(mask, ground, "any", torch.Generator().manual_seed(0)).shape == volume.shape
 

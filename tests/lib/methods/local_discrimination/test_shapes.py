@@ -18,6 +18,7 @@ def test_thickness_is_the_diameter_of_the_largest_ball_inside() -> None:
 
     assert thickness_of([square(9)]) == pytest.approx(10, abs=1)
     assert thickness_of([line, line, square(9)]) == pytest.approx(4, abs=1)
+    assert thickness_of([torch.ones(1, 12, 40)]) == pytest.approx(12, abs=1), "a cut shape does not go on outside"
 
 
 def test_shares_span_the_shapes_with_a_tolerance() -> None:
@@ -38,6 +39,15 @@ def test_the_share_of_the_answer_is_kept_within_bounds(low: float, high: float, 
     assert bool((bounded.flatten().diff() >= 0).all()), "the order of voxels stays"
 
 
-def test_an_answer_that_is_sure_everywhere_stays_finite() -> None:
-    assert bool(bound_share(torch.ones(8, 8), 0.1, 0.2).isfinite().all())
-    assert bool(bound_share(torch.zeros(8, 8), 0.1, 0.2).isfinite().all())
+@pytest.mark.parametrize(("value", "expected"), [(1.0, 0.25), (0.0, 0.125)])
+def test_an_answer_that_is_sure_everywhere_gets_a_share_within_bounds(value: float, expected: float) -> None:
+    bounded = bound_share(torch.full((8, 8), value), 0.125, 0.25)
+
+    assert float((bounded > 0.5).float().mean()) == expected
+
+
+def test_a_sure_mask_that_is_too_large_is_cut_and_not_lost() -> None:
+    probability = torch.zeros(10, 10)
+    probability[:, :3] = 1.0
+
+    assert float((bound_share(probability, 0.05, 0.2) > 0.5).float().mean()) == pytest.approx(0.2)

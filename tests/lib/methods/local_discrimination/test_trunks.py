@@ -202,7 +202,8 @@ def test_models_of_two_trunks_do_not_compete() -> None:
 def test_the_first_model_with_masks_does_not_compete_with_one_without() -> None:
     assert LocalDiscrimination.incomparable({"shapes": "a"}, {"shapes": None}) == "masks of shapes are new"
     assert LocalDiscrimination.incomparable({"shapes": "a"}, {"shapes": "b"}) == ""
-    assert LocalDiscrimination.incomparable({}, {"shapes": "b"}) == ""
+    assert LocalDiscrimination.incomparable({}, {"shapes": "b"}) == "there are no masks of shapes any more"
+    assert LocalDiscrimination.incomparable({"shapes": "a", "templates": 1}, {"templates": 2}) == "", "landmarks are"
 
 
 @pytest.mark.parametrize(
