@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,7 @@ from medseg.cases import Case, load_cases
 from medseg.errors import MedsegError
 from medseg.methods import method_class
 from medseg.methods.base import Arm, ArmGroup, MethodConfig
-from medseg.training.device import pick_device
+from medseg.training.device import pick_device, usable_cores
 from medseg.training.labels import name_labels
 from medseg.training.settings import build_config, find_preset
 from medseg.training.split import with_groups
@@ -87,7 +86,7 @@ def complete(request: BenchmarkRequest) -> BenchmarkRequest:
 
 def _jobs(group: ArmGroup, device: str) -> int:
     """Runs at a time, where the request leaves it open."""
-    return 1 if group.timed or device != "cpu" else os.cpu_count() or 1
+    return 1 if group.timed or device != "cpu" else usable_cores()
 
 
 def _feasible(request: BenchmarkRequest, cases: Sequence[Case], groups: Mapping[str, str]) -> int | float:

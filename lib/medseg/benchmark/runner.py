@@ -23,6 +23,7 @@ from medseg.benchmark.trial import Trial, run_trial, same_identity
 from medseg.errors import MedsegError
 from medseg.files import read_json, write_json
 from medseg.methods import method_class
+from medseg.training.device import usable_cores
 from medseg.training.run import TrainingStoppedError, explain
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _attempt(trial: Trial, request: BenchmarkRequest, failed: dict[str, str]) ->
     log.info("run %s: %s, %d iterations", trial.name, trial.trained, trial.config["iterations"])
     write_json(trial.out / "trial.json", trial.to_dict())
     if request.isolate:
-        return _run_in_child(trial, max(1, (os.cpu_count() or 1) // (request.jobs or 1)))
+        return _run_in_child(trial, max(1, usable_cores() // (request.jobs or 1)))
     try:
         run_trial(trial)
     except TrainingStoppedError:

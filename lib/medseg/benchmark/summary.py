@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from medseg.errors import MedsegError
 from medseg.metrics.statistics import bootstrap_ci
 from medseg.metrics.table import mean_table
 from medseg.sources import code_hash
+from medseg.training.device import usable_cores
 
 
 def summarise(benchmark: Benchmark, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "gpu": gpu,
         "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
     }
 

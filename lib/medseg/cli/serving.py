@@ -11,8 +11,8 @@ import typer
 from medseg.errors import MedsegError
 from medseg.methods import METHODS
 
-DEMO_BUDGET = "iterations=200"
-"""A first round in minutes."""
+DEMO_BUDGET = "iterations=200,validate_every=1"
+"""A first round in minutes, which shows validation Dice while it runs."""
 
 
 def serve(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from medseg.errors import UnusableInputError
+from medseg.transforms.components import components
 from medseg.transforms.grid import spacing_of
 
 Clicks = Mapping[int, Sequence[Sequence[int]]]
@@ -150,10 +150,3 @@ def _near_clicks(before: torch.Tensor, after: torch.Tensor, points: Sequence[tup
     touched = {int(pieces[point]) for point in points} - {0}
     keep = torch.from_numpy(changed & ~np.isin(pieces, list(touched)))
     return torch.where(keep[None], before.float(), after)
-
-
-def components(mask: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Connected pieces, numbered from 1; neighbours at corners count."""
-    if mask.ndim == 2:
-        return np.asarray(cc3d.connected_components(mask, connectivity=8))
-    return np.asarray(cc3d.connected_components(mask, connectivity=26))

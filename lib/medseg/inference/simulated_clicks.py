@@ -9,7 +9,8 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from medseg.inference.clicks import DEFAULT, ClickSettings, components, correct
+from medseg.inference.clicks import DEFAULT, ClickSettings, correct
+from medseg.transforms.components import components
 
 Mask = NDArray[np.integer]
 

@@ -21,7 +21,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from medseg.cases import Case, image_suffix
+from medseg.cases import Case, image_suffix, patient_of
 from medseg.errors import MedsegError
 from medseg.methods import checks
 from medseg.metrics.table import segmentation_metrics
@@ -205,6 +205,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         checks.counts(self, "iterations", "epoch_iterations")
+        patient_of("", self.patient_pattern)  # a pattern that is none is refused before any case is read
         checks.from_zero(self, "seed", "workers", "cache_gb", "validate_every", "learning_rate", "scale")
         checks.below_one(self, "validation_fraction")
         checks.choices(self, amp=MODES)

@@ -5,6 +5,7 @@ A method adds its network, its streams and its training step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import (
     Compose,
-    KeepLargestConnectedComponent,
     RandAdjustContrastd,
     RandAffined,
     RandFlipd,
@@ -25,19 +25,21 @@ from monai.transforms import (
     RandScaleIntensityd,
     Transform,
 )
-from scipy import ndimage
 
 from medseg.cases import Case
 from medseg.errors import MedsegError, UnusableInputError
 from medseg.methods import checks
 from medseg.methods.base import Method, MethodConfig, Prediction, Sample
+from medseg.transforms.components import largest_component
 from medseg.transforms.grid import resize, size_at, spacing_of, to_canonical
 from medseg.transforms.io import read_image, read_mask
 from medseg.transforms.labels import read_label
 
+log = logging.getLogger(__name__)
+
 AUGMENTATIONS = ("none", "flips", "contrast", "strong")
 SCHEDULES = ("constant", "poly", "cosine")
-LOOKED_AT = 20  # ours: masks that tell whether a label is in one piece
+ENOUGH, LOOKED_AT = 4, 20  # ours: least and most masks that tell whether labels are in one piece
 WHOLE = 0.99  # ours: share of a label's voxels in its largest piece; annotators leave specks
 
 
@@ -190,9 +192,11 @@ class PatchMethod(Method):
     def finish(self, prediction: Prediction, case: Case) -> Prediction:
         """Keep the largest component of every label, where the config asks for it."""
         if self.config.largest_component and prediction.mask is not None:
-            keep = KeepLargestConnectedComponent(applied_labels=list(self.labels.values()), independent=True)
-            cleaned = torch.as_tensor(keep(prediction.mask.as_tensor()))
-            prediction.mask = MetaTensor(cleaned, affine=prediction.mask.affine)
+            mask = prediction.mask.as_tensor().numpy(force=True)
+            kept = np.zeros_like(mask)
+            for value in self.labels.values():
+                kept[0][largest_component(mask[0] == value)] = value
+            prediction.mask = MetaTensor(torch.from_numpy(kept), affine=prediction.mask.affine)
         return prediction
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -335,18 +339,22 @@ def automatic_scale(voxels: int, dimension: int) -> float:
 
 
 def in_one_piece(cases: Sequence[Case]) -> bool:
-    """Whether every label of the first labelled masks is one connected piece; False without a readable mask."""
-    pieces = []
+    """Whether every label of the first labelled masks is one connected piece; False where fewer than `ENOUGH` tell."""
+    pieces, told = [], 0
     for case in [case for case in cases if case.label is not None][:LOOKED_AT]:
         assert case.label is not None
         try:
             mask = read_mask(case.label).as_tensor()[0].numpy()
         except MedsegError:  # told where it is read for training
             continue
+        told += bool(mask.any())
         for value in np.unique(mask[mask > 0]):
-            parts, count = ndimage.label(mask == value, np.ones((3,) * mask.ndim))
-            pieces.append(float(np.bincount(parts.ravel())[1:].max() / np.count_nonzero(parts)) if count > 1 else 1.0)
-    return bool(pieces) and min(pieces) >= WHOLE
+            label = mask == value
+            pieces.append(float(largest_component(label).sum() / label.sum()))
+    whole = told >= ENOUGH and min(pieces) >= WHOLE
+    if whole:
+        log.info("every label of %d masks is in one piece: answers keep the largest piece of each", told)
+    return whole
 
 
 def first_readable(cases: Sequence[Case]) -> MetaTensor:

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 
 from medseg.cases import image_suffix
 from medseg.errors import UnusableInputError
-from medseg.transforms.io import PICTURES, read_image
+from medseg.transforms.io import PICTURES, check_affine, read_image
 
 HIGHEST_VALUE = 65535
 """Of a value in a file: 16 bits, as label maps have them; a client may give a name to each (the app counts its own)."""
@@ -96,6 +96,7 @@ def image_grid(path: Path) -> MetaTensor:
     except Exception as error:  # readers raise whatever they like; read_image says it in one sentence
         read_image(path)
         raise UnusableInputError(f"{path.name} cannot be read: {error}") from error
+    check_affine(affine, path.name)
     if len(shape) == 2:
         affine = affine[np.ix_([0, 1, 3], [0, 1, 3])]
     elif len(shape) != 3 or min(shape) == 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import cc3d
 import numpy as np
+
+from medseg.transforms.components import components
 
 STRAY_VOXELS = 5  # ours: a separate piece this small is a slip of the brush
 STRAY_SHARE = 0.01  # ours: or one with so small a share of its label
@@ -37,18 +38,12 @@ def quality_remarks(mask: np.ndarray, labels: Mapping[str, int], usual: Sequence
 
 
 def _stray(name: str, inside: np.ndarray) -> str | None:
-    sizes = np.sort(np.bincount(_components(inside).ravel())[1:])
+    sizes = np.sort(np.bincount(components(inside).ravel())[1:])
     small = sizes[:-1][sizes[:-1] <= max(STRAY_VOXELS, STRAY_SHARE * sizes.sum())]
     if small.size == 0:
         return None
     pieces = "1 small separate piece" if small.size == 1 else f"{small.size} small separate pieces"
     return f"'{name}' has {pieces} ({int(small.sum())} of {int(sizes.sum())} voxels); check for stray strokes"
-
-
-def _components(inside: np.ndarray) -> np.ndarray:
-    if inside.ndim == 2:
-        return np.asarray(cc3d.connected_components(inside, connectivity=8))
-    return np.asarray(cc3d.connected_components(inside, connectivity=26))
 
 
 def _cropped(inside: np.ndarray) -> np.ndarray:

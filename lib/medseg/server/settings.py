@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 
+from medseg.cases import patient_of
 from medseg.errors import MedsegError
 from medseg.methods import METHODS, method_class
 from medseg.methods.base import MethodConfig
@@ -103,6 +104,7 @@ class AppSettings:
             raise MedsegError(f"--conf models is empty; known models: {', '.join(METHODS)}")
         settings = cls(**values, method_settings=_merge(shared, specific, values.get("models", tuple(METHODS))))
         settings._check()
+        patient_of("", settings.patient_pattern)  # what is no regular expression is refused at the start
         return settings
 
     def config(self, method: str, overrides: Mapping[str, Any] | None = None) -> MethodConfig:

@@ -54,13 +54,18 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        ConflictError: `out` holds a finished run, and neither `resume` nor `overwrite` says what to do with it.
+        ConflictError: `out` holds a run, finished or not, and neither `resume` nor `overwrite` says what to do with it.
         MedsegError: bad data or settings.
     """
     if not (request.resume or request.overwrite) and RunFolder(request.out).finished:
         raise ConflictError(
             f"--out {request.out} holds a finished run; choose another --out, continue that run with --resume "
             "(more --iterations), or replace it with --overwrite"
+        )
+    if not (request.resume or request.overwrite) and RunFolder(request.out).checkpoint.exists():
+        raise ConflictError(
+            f"--out {request.out} holds an unfinished run; continue it with --resume, begin anew with --overwrite, or "
+            "choose another --out"
         )
     preset = request.preset or ("paper" if pick_device(request.device).type == "cuda" else "cpu")
     config = build_config(request.method, preset, request.config, request.typed)

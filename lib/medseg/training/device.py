@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import ignite.distributed as idist
 import torch
@@ -36,6 +37,16 @@ def pick_device(wanted: str | None) -> torch.device:
             raise MedsegError(f"device {name!r} does not exist; this machine has {torch.cuda.device_count()} GPUs")
         return torch.device("cuda", index)
     return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than its container's share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup, or no limit ("max")
+        return cores
 
 
 @contextlib.contextmanager

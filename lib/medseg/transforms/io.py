@@ -28,6 +28,7 @@ _TAGS = {
     "imager": "0018|1164",
     "aspect": "0028|0034",
 }
+SMALLEST = 1e-12  # mm^3 (or square pixels): less is no voxel
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -52,7 +53,21 @@ def _read_tensor(path: Path, palette: bool = True) -> MetaTensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not torch.isfinite(tensor).all():
         raise UnusableInputError(f"{path.name} holds values that are not finite (NaN or infinity); export it again")
+    check_affine(affine, path.name)
     return MetaTensor(tensor, affine=torch.from_numpy(affine))
+
+
+def check_affine(affine: np.ndarray, name: str) -> None:
+    """Refuse an affine that places no voxel, or several at one point.
+
+    Raises:
+        UnusableInputError: names the file.
+    """
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:-1, :-1])) < SMALLEST:
+        raise UnusableInputError(
+            f"{name} does not tell where its voxels lie: its affine is {np.asarray(affine).round(4).tolist()}; export "
+            "it again with its orientation"
+        )
 
 
 def read_mask(path: Path) -> MetaTensor:

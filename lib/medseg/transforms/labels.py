@@ -29,14 +29,22 @@ def read_label(case: Case, image: MetaTensor, labels: Mapping[str, int], strict:
         (1, *grid) int16 on the image's grid, 0 background, then numbers of `labels`.
 
     Raises:
-        UnusableInputError: the mask's axes are not the image's, or it holds a value that is no label.
+        UnusableInputError: the mask's axes are not the image's, it holds a value that is no label, or all that it marks
+            lies outside the image.
     """
     assert case.label is not None
     mask = read_mask(case.label)
     if mask.ndim != image.ndim:
         raise UnusableInputError(f"mask of {case.id} has {mask.ndim - 1} axes, its image {image.ndim - 1}")
     mask = renumber(mask, case, labels, strict)
-    return mask if same_grid(mask, image) else to_grid(mask, image, mode="nearest")
+    if same_grid(mask, image):
+        return mask
+    placed = to_grid(mask, image, mode="nearest")
+    if bool((mask > 0).any()) and not bool((placed > 0).any()):
+        raise UnusableInputError(
+            f"mask of {case.id} marks nothing inside its image; its affine seems to be another image's or lost"
+        )
+    return placed
 
 
 def renumber(mask: MetaTensor, case: Case, labels: Mapping[str, int], strict: bool = True) -> MetaTensor:

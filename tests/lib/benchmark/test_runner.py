@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from dataclasses import replace
@@ -18,6 +17,7 @@ from medseg.errors import MedsegError
 from medseg.files import read_json, write_json
 from medseg.methods.base import Arm, ArmGroup
 from medseg.sources import code_hash
+from medseg.training.device import usable_cores
 
 
 def test_summary_is_complete_and_its_means_are_those_of_its_cases(request_for, pictures):
@@ -238,17 +238,17 @@ def test_several_runs_at_a_time_are_all_counted(request_for, pictures, monkeypat
 
     assert summary["complete"]
     assert summary["arms"]["full"]["seeds"] == 2
-    assert set(threads_given) == {max(1, (os.cpu_count() or 1) // 2)}
+    assert set(threads_given) == {max(1, usable_cores() // 2)}
 
 
 @pytest.mark.parametrize(("timed", "device", "jobs"), [(False, "cpu", 6), (True, "cpu", 1), (False, "cuda:0", 1)])
 def test_runs_share_the_cores_unless_time_is_measured_or_a_gpu_is_used(monkeypatch, timed, device, jobs):
-    monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(plan, "usable_cores", lambda: 6)
     assert plan._jobs(ArmGroup((Arm("a"),), "dice", timed=timed), device) == jobs
 
 
 def test_a_benchmark_on_a_cpu_is_planned_for_all_cores(monkeypatch, request_for, pictures):
-    monkeypatch.setattr(plan.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(plan, "usable_cores", lambda: 6)
     assert plan.plan_benchmark(request_for(pictures)).request.jobs == 6
     assert plan.plan_benchmark(request_for(pictures, jobs=2)).request.jobs == 2
 

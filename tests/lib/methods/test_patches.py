@@ -332,16 +332,23 @@ def test_largest_component_is_kept_per_label(tmp_path: Path) -> None:
 def test_labels_in_one_piece_keep_their_largest_component(
     pieces: list[tuple[int, int]], expected: bool, tmp_path: Path
 ) -> None:
-    case = write_case(tmp_path, (20, 16))
-    assert case.label is not None
+    cases = [write_case(tmp_path / str(number), (20, 16)) for number in range(4)]
     mask = torch.zeros(1, 20, 16, dtype=torch.uint8)
     for first, last in pieces:
         mask[:, first:last, 2:10] = 1
-    write_volume(case.label, MetaTensor(mask, affine=torch.eye(3)))
+    for case in cases:
+        assert case.label is not None
+        write_volume(case.label, MetaTensor(mask, affine=torch.eye(3)))
 
-    assert fit(case, one_piece=True).largest_component is expected
-    assert fit(case).largest_component is False
-    assert fit(case.without_label(), one_piece=True).largest_component is False
+    def fitted(cases: list[Case], **settings: object) -> bool:
+        config = Supervised.fit_config(SupervisedConfig.from_dict({"patch": (16, 16), **settings}), cases)
+        assert isinstance(config, SupervisedConfig)
+        return config.largest_component
+
+    assert fitted(cases, one_piece=True) is expected
+    assert fitted(cases) is False
+    assert fitted(cases[:3], one_piece=True) is False, "three masks are too few to tell"
+    assert fitted([case.without_label() for case in cases], one_piece=True) is False
 
 
 @pytest.mark.parametrize(

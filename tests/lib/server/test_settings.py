@@ -45,6 +45,7 @@ def test_values_are_read_from_strings() -> None:
         ({"gpus": "0"}, "number from 1, or all"),
         ({"gate_eps": "3"}, "0..1"),
         ({"labels": "a,a"}, "twice"),
+        ({"patient_pattern": "("}, "not a regular expression"),
         ({"preset": "huge", "models": "caml"}, "known presets"),
         ({"set": "iters=3"}, "did you mean iterations"),
         ({"set": "iterations"}, "key=value"),

@@ -96,9 +96,7 @@ def test_nothing_left_to_train_is_one_sentence(data: Path, tmp_path: Path, jobs:
 
 def test_finished_run_is_only_replaced_on_request(data: Path, tmp_path: Path, jobs: list[TrainingJob]) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "checkpoint.pt").touch()
-    train_command(request(data, run))  # an unfinished run keeps nobody out
+    train_command(request(data, run))
     for name in ("metrics.json", "model.safetensors"):
         (run / name).touch()
 
@@ -109,6 +107,23 @@ def test_finished_run_is_only_replaced_on_request(data: Path, tmp_path: Path, jo
     train_command(request(data, run, resume=True))
     train_command(request(data, run, overwrite=True))
     assert [job.resume for job in jobs] == [False, True, False]
+
+
+def test_unfinished_run_is_continued_or_replaced_on_request(
+    data: Path, tmp_path: Path, jobs: list[TrainingJob]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint.pt").touch()
+
+    with pytest.raises(ConflictError, match=r"run holds an unfinished run; .*--resume.*--overwrite"):
+        train_command(request(data, run))
+
+    assert (run / "checkpoint.pt").exists()
+    assert jobs == []
+    train_command(request(data, run, resume=True))
+    train_command(request(data, run, overwrite=True))
+    assert [job.resume for job in jobs] == [True, False]
 
 
 @pytest.mark.parametrize("labelled", [0, 1])

@@ -149,3 +149,19 @@ def test_unnamed_set_finds_its_labels_in_a_model_of_a_union(tmp_path: Path) -> N
 
     assert read_label(case, read_image(case.image), {"heart_1": 1, "hip_1": 2}).max() == 2
     assert read_label(case, read_image(case.image), {"organ": 1}).max() == 1
+
+
+def test_a_mask_that_lies_elsewhere_is_no_empty_mask(tmp_path: Path) -> None:
+    far, near = torch.eye(4).double(), torch.eye(4).double()
+    far[:3, 3] = -100.0
+    image = MetaTensor(torch.zeros(1, 8, 8, 8), affine=far)
+    marked = MetaTensor(torch.ones(1, 8, 8, 8, dtype=torch.uint8), affine=near)
+    empty = MetaTensor(torch.zeros(1, 8, 8, 8, dtype=torch.uint8), affine=near)
+    case, blank = (
+        Case(name, Path("x.nii.gz"), write_volume(tmp_path / f"{name}.nii.gz", mask))
+        for name, mask in (("a", marked), ("b", empty))
+    )
+
+    with pytest.raises(UnusableInputError, match="mask of a marks nothing inside its image"):
+        read_label(case, image, {"organ": 1})
+    assert not bool(read_label(blank, image, {"organ": 1}).any()), "an annotator may find nothing"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -196,6 +197,22 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
 
     with pytest.raises(UnusableInputError, match=r"^a\.nii\.gz holds values that are not finite"):
         read_image(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("entry", "value"), [((0, 0), 0.0), ((1, 3), np.nan), ((2, 2), np.inf)])
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_an_affine_that_places_no_voxel_is_refused(
+    tmp_path: Path, entry: tuple[int, int], value: float, read: Callable[[Path], MetaTensor]
+) -> None:
+    volume = nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4))
+    sform = np.eye(4)
+    sform[entry] = value
+    volume.header["srow_x"], volume.header["srow_y"], volume.header["srow_z"] = sform[:3]
+    volume.header["sform_code"], volume.header["qform_code"] = 1, 0
+    (tmp_path / "a.nii").write_bytes(volume.header.binaryblock + bytes(4) + volume.dataobj.tobytes())
+
+    with pytest.raises(UnusableInputError, match=r"^a\.nii (does not tell where its voxels lie|cannot be read)"):
+        read(tmp_path / "a.nii")
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.png", "a.jpg"])

@@ -46,6 +46,7 @@ class CAML(PatchMethod):
     supervision = frozenset({Supervision.MASKS, Supervision.UNLABELLED})
     config_class = CAMLConfig
     config: CAMLConfig
+    app_settings: ClassVar = {"one_piece": False}  # a clinic's labels may fall apart later, and nothing would say so
     network: CAMLNet
     presets: ClassVar = PRESETS
     arm_groups: ClassVar = ARM_GROUPS

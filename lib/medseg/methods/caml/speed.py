@@ -22,6 +22,7 @@ from medseg.methods.base import Batch, StepOutput
 from medseg.methods.caml.config import CAMLConfig
 from medseg.networks.measure import forget_peak, peak_mb, wait
 from medseg.networks.precision import autocast
+from medseg.networks.vnet import prefer_channels_last
 
 PATCHES = {"cuda": (112, 112, 80), "cpu": (56, 56, 40)}  # CAML card sec. 5; half of it where no GPU is at hand
 STEPS = {"cuda": (5, 30), "cpu": (1, 5)}  # warm-up and at most so many measured steps
@@ -149,6 +150,8 @@ def _method(context: TimingContext) -> Any:
     torch.manual_seed(context.seed)
     method = method_class("caml")(config, context.labels)
     method.network.to(device).train()
+    if device.type == "cpu":
+        prefer_channels_last(method.network)  # as in a training
     return method
 
 

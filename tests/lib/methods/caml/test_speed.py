@@ -33,6 +33,12 @@ def test_arms_report_seconds_of_every_measured_step(arm: Any, context: Any) -> N
     assert result["peak_memory_mb"] > 50
 
 
+def test_steps_are_timed_with_the_storage_of_a_training(context: Any) -> None:
+    weight = speed._method(context).network.student.encoder.levels[1].units[0][0].weight
+
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_host_bank_stays_full_and_draws_per_class() -> None:
     bank = speed.HostBank(cases=2, voxels=1000, dim=3, classes=2)
     bank.write(0, torch.full((1200, 3), 5.0), torch.ones(1200, dtype=torch.long))
