@@ -119,11 +119,13 @@ class Progress:
         self.content.update(changes)
         self.write()
 
-    def end(self, state: str, error: str | None = None) -> None:
-        """The run ended: "done", "stopped" or "failed"."""
+    def end(self, state: str, error: str | None = None, passing: bool = False) -> None:
+        """The run ended: "done", "stopped" or "failed"; `passing`: for a reason that may be gone later."""
         if self._bar is not None:
             self._bar.close()
-        self.update(phase="ended", state=state, error=error, eta_seconds=0.0 if state == "done" else None)
+        self.update(
+            phase="ended", state=state, error=error, passing=passing, eta_seconds=0.0 if state == "done" else None
+        )
 
     def write(self) -> None:
         """Write `progress.json`."""

@@ -130,7 +130,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
                 raise
             except Exception as error:
                 sentence = explain(error, job.config)
-                run.report_end("failed", sentence)
+                run.report_end("failed", sentence, passing=is_passing(error))
                 if isinstance(error, MedsegError):
                     raise
                 raise MedsegError(sentence) from error
@@ -173,10 +173,10 @@ class Run:
         """Ask to end, with a checkpoint, at the next iteration at which all processes can agree on it."""
         self.wish = self.wish or reason
 
-    def report_end(self, state: str, error: str) -> None:
-        """Leave the reason where people look."""
+    def report_end(self, state: str, error: str, passing: bool = False) -> None:
+        """Leave the reason where people look; `passing`: the same run may well go on later."""
         if self.progress:
-            self.progress.end(state, error)
+            self.progress.end(state, error, passing)
 
     # -- preparation -----------------------------------------------------------------------------------------------
 
@@ -531,6 +531,12 @@ def spans(stages: Sequence[int], iterations: int) -> list[tuple[int, int]]:
         raise ValueError(f"stages {tuple(stages)} must ascend from 0")
     begins = [start for start in stages if start < iterations]
     return list(zip(begins, [*begins[1:], iterations], strict=True))
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a failure is the machine's: memory that others hold, a full disk. The last checkpoint is good then."""
+    memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return memory or isinstance(error, OSError)
 
 
 def explain(error: Exception, config: MethodConfig) -> str:

@@ -140,7 +140,8 @@ class TrainRuns:
 
     def _continues(self, run: Path, mark: str) -> bool:
         started = (run / "checkpoint.pt").exists() or (run / "model.safetensors").exists()
-        failed = read_json(run / "progress.json", default={}).get("state") == "failed"
+        progress = read_json(run / "progress.json", default={})
+        failed = progress.get("state") == "failed" and not progress.get("passing")
         same = read_json(run / "run.json", default={}).get("fingerprint") == mark
         return started and same and not failed and not (run / "decision.json").exists()
 

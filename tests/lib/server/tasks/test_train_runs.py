@@ -40,6 +40,14 @@ def test_a_stopped_or_undecided_run_goes_on(runs: TrainRuns, state: str) -> None
     assert runs.open("mark").path == first.path
 
 
+def test_a_run_that_lacked_memory_or_disk_goes_on(runs: TrainRuns) -> None:
+    first = runs.open("mark")
+    interrupt(first.path, "failed")
+    write_json(first.path / "progress.json", {"state": "failed", "passing": True})
+
+    assert runs.open("mark").path == first.path
+
+
 def test_new_runs_start_anew_after_changes_failures_decisions_or_on_request(runs: TrainRuns) -> None:
     first = runs.open("mark")
     interrupt(first.path)
