@@ -42,6 +42,9 @@ V_NET = "caml"
 """The trunk of pretraining whose network is that of `supervised` with `network=vnet`, too; only it finds landmarks and
 shapes."""
 
+LARGEST_SEED = 2**32 - 1  # numpy's; torch takes larger ones
+SMALLEST_SCALE = 0.01  # ours: a hundredth of the resolution
+
 Sample = dict[str, Any]
 """What `Method.load` returns: preprocessed tensors of one case on the network's grid, `image` always among them."""
 
@@ -208,6 +211,10 @@ class MethodConfig:
         patient_of("", self.patient_pattern)  # a pattern that is none is refused before any case is read
         checks.from_zero(self, "seed", "workers", "cache_gb", "validate_every", "learning_rate", "scale")
         checks.below_one(self, "validation_fraction")
+        if self.seed > LARGEST_SEED:
+            raise MedsegError(f"seed = {self.seed} is above {LARGEST_SEED}, the largest that random generators take")
+        if 0 < self.scale < SMALLEST_SCALE:
+            raise MedsegError(f"scale = {self.scale} leaves nothing of an image; 0.5 is half resolution, 0 chooses")
         checks.choices(self, amp=MODES)
 
     @classmethod

@@ -107,8 +107,8 @@ def load_initial(
 
 
 def _shared(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Without the heat maps of landmarks: a copy of the trunk that nobody starts from."""
-    return {name: value for name, value in tensors.items() if not name.startswith("_heat.")}
+    """Without a network's own parts, which nobody starts from: those whose name begins with an underscore."""
+    return {name: value for name, value in tensors.items() if not name.startswith("_")}
 
 
 def match_names(own: Tensors, given: Tensors) -> tuple[dict[str, str], dict[str, int]]:

@@ -191,3 +191,16 @@ def test_every_method_in_the_table_keeps_the_interface(name: str) -> None:
 def test_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(NotFoundError, match="there is no method 'cmal'; known methods: caml, "):
         method_class("cmal")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": 2**70}, "seed = 1180591620717411303424 is above 4294967295"),
+        ({"scale": 1e-9}, "scale = 1e-09 leaves nothing"),
+        ({"patient_pattern": "("}, "not a regular expression"),
+    ],
+)
+def test_settings_that_no_run_survives_are_refused_before_it(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(MedsegError, match=words):
+        MethodConfig.from_dict(settings)

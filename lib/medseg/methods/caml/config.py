@@ -71,8 +71,8 @@ class CAMLConfig(PatchConfig):
         checks.from_zero(self, "supervised_weight", "mutual_weight", "occ_weight", "anchor_weight", "copy_paste")
         checks.from_zero(self, "bank_cases")
         checks.positive(self, "mutual_temperature", "occ_temperature")
-        checks.shares(self, "ramp", "dropout", "attention_dropout", "drop_batch")
-        checks.below_one(self, "average")
+        checks.shares(self, "ramp", "drop_batch")
+        checks.below_one(self, "dropout", "attention_dropout", "average")
         if (self.width * 8) % self.heads:
             raise MedsegError(f"heads = {self.heads} does not divide the {self.width * 8} channels of level 4")
         if self.occ_bins > self.occ_rows:

@@ -26,4 +26,4 @@ class SupervisedConfig(PatchConfig):
         super().__post_init__()
         checks.choices(self, network=NETWORKS, norm=NORMS, loss=LOSSES)
         checks.counts(self, "width")
-        checks.shares(self, "dropout")
+        checks.below_one(self, "dropout")
