@@ -66,7 +66,8 @@ def one_process(method: str, data: Path, out: Path) -> Path:
 @pytest.mark.slow
 def test_two_processes_reach_the_loss_of_one(phantoms: Path, tmp_path: Path) -> None:
     """To rounding, against one process whose loss is the mean over the two halves of its batch, which is what data
-    parallelism computes; to 8 % at every reading and 5 % at the last against the usual loss, whose Dice sums over the whole batch at once.
+    parallelism computes; to 8 % at every reading and 5 % at the last against the usual loss, whose Dice sums over the
+    whole batch at once.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "medseg"]
