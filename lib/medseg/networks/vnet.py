@@ -220,7 +220,7 @@ def _check(spatial_dims: int, norm: str, upsampling: str) -> None:
 def prefer_channels_last(network: nn.Module) -> None:
     """Store the 3D convolutions of every V-Net in a network with the channels last.
 
-    On a CPU a training step of CAML's two branches takes a fifth less time; the weights stay the same.
+    On a CPU a training step takes less time (benchmarks/caml); the weights stay the same.
     """
     for part in network.modules():
         for convolution in part.modules() if isinstance(part, VNet) else ():
