@@ -218,12 +218,15 @@ def _check(spatial_dims: int, norm: str, upsampling: str) -> None:
 
 
 def prefer_channels_last(network: nn.Module) -> None:
-    """Store the 3D convolutions of every V-Net in a network with the channels last.
+    """Store the 3D convolutions of every V-Net in a network with the channels last, where they are on a CPU.
 
-    On a CPU a training step takes less time (benchmarks/caml); the weights stay the same.
+    There a training step takes less time (benchmarks/caml); the weights stay the same. Only with batch norm: behind
+    instance norms gradients differed by up to 8 % of their largest.
     """
     for part in network.modules():
-        for convolution in part.modules() if isinstance(part, VNet) else ():
+        batch_norm = isinstance(part, VNet) and any(isinstance(norm, nn.BatchNorm3d) for norm in part.modules())
+        for convolution in part.modules() if batch_norm else ():
             if isinstance(convolution, (nn.Conv3d, nn.ConvTranspose3d)):
                 weight = convolution.weight
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+                if weight.device.type == "cpu":
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)

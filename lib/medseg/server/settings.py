@@ -104,7 +104,6 @@ class AppSettings:
             raise MedsegError(f"--conf models is empty; known models: {', '.join(METHODS)}")
         settings = cls(**values, method_settings=_merge(shared, specific, values.get("models", tuple(METHODS))))
         settings._check()
-        patient_of("", settings.patient_pattern)  # what is no regular expression is refused at the start
         return settings
 
     def config(self, method: str, overrides: Mapping[str, Any] | None = None) -> MethodConfig:
@@ -134,6 +133,7 @@ class AppSettings:
             raise MedsegError("--conf lease_minutes and upload_gb must be positive")
         if self.gpus != "all" and not (self.gpus.isdigit() and int(self.gpus) >= 1):
             raise MedsegError(f"--conf gpus is {self.gpus!r}; give a number from 1, or all")
+        patient_of("", self.patient_pattern)  # refuses what is no regular expression
         if len(set(self.labels)) != len(self.labels):
             raise MedsegError(f"--conf labels names a label twice: {', '.join(self.labels)}")
         for method in self.models:

@@ -57,12 +57,13 @@ def train_command(request: TrainRequest) -> dict[str, Any]:
         ConflictError: `out` holds a run, finished or not, and neither `resume` nor `overwrite` says what to do with it.
         MedsegError: bad data or settings.
     """
-    if not (request.resume or request.overwrite) and RunFolder(request.out).finished:
+    folder, decided = RunFolder(request.out), request.resume or request.overwrite
+    if not decided and folder.finished:
         raise ConflictError(
             f"--out {request.out} holds a finished run; choose another --out, continue that run with --resume "
             "(more --iterations), or replace it with --overwrite"
         )
-    if not (request.resume or request.overwrite) and RunFolder(request.out).checkpoint.exists():
+    if not decided and folder.checkpoint.exists():
         raise ConflictError(
             f"--out {request.out} holds an unfinished run; continue it with --resume, begin anew with --overwrite, or "
             "choose another --out"

@@ -222,8 +222,7 @@ class Run:
     def _build(self) -> None:
         config = self.method.config
         self.method.network.to(self.device).train()
-        if self.device.type == "cpu":
-            prefer_channels_last(self.method.network)
+        prefer_channels_last(self.method.network)
         self.optimizer = self.method.optimizer()
         self.scheduler = self.method.scheduler(self.optimizer)
         self.scaler = torch.amp.GradScaler(
@@ -535,8 +534,11 @@ def spans(stages: Sequence[int], iterations: int) -> list[tuple[int, int]]:
 
 def is_passing(error: Exception) -> bool:
     """Whether a failure is the machine's: memory that others hold, a full disk. The last checkpoint is good then."""
-    memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    return memory or isinstance(error, OSError)
+    return _lacks_memory(error) or isinstance(error, OSError)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def explain(error: Exception, config: MethodConfig) -> str:
@@ -545,7 +547,7 @@ def explain(error: Exception, config: MethodConfig) -> str:
         return str(error)
     text = str(error).strip().splitlines()
     reason = text[0] if text else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if _lacks_memory(error):
         patch = getattr(config, "patch", None)
         return (
             f"out of memory at patch {patch}; lower patch, width or the batch, or set cache_gb below {config.cache_gb}"

@@ -66,8 +66,7 @@ def one_process(method: str, data: Path, out: Path) -> Path:
 @pytest.mark.slow
 def test_two_processes_reach_the_loss_of_one(phantoms: Path, tmp_path: Path) -> None:
     """To rounding, against one process whose loss is the mean over the two halves of its batch, which is what data
-    parallelism computes; to 8 % at every reading and 5 % at the last against the usual loss, whose Dice sums over the
-    whole batch at once.
+    parallelism computes; to 5 % at every reading against the usual loss, whose Dice sums over the whole batch at once.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*TORCHRUN, "--nproc-per-node", "2", "-m", "medseg"]
@@ -83,9 +82,7 @@ def test_two_processes_reach_the_loss_of_one(phantoms: Path, tmp_path: Path) -> 
     reached = losses(tmp_path / "two", "supervised")
     assert sorted(reached) == [4, 8, 10, 12]
     assert reached == pytest.approx(losses(halves, "supervised"), rel=1e-4)
-    usual = losses(whole, "supervised")
-    assert reached == pytest.approx(usual, rel=0.08)
-    assert reached[12] == pytest.approx(usual[12], rel=0.05)
+    assert reached == pytest.approx(losses(whole, "supervised"), rel=0.05)
     ours, theirs = (load_file(run / "model.safetensors") for run in (tmp_path / "two", halves))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4, msg=name)

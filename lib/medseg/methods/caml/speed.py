@@ -150,8 +150,7 @@ def _method(context: TimingContext) -> Any:
     torch.manual_seed(context.seed)
     method = method_class("caml")(config, context.labels)
     method.network.to(device).train()
-    if device.type == "cpu":
-        prefer_channels_last(method.network)  # as in a training
+    prefer_channels_last(method.network)  # as in a training
     return method
 
 
